@@ -1,0 +1,6 @@
+"""Reasoning data: from other people's columns to one row type, and from rows to what a trainer is fed."""
+
+from .convert import to_think
+from .prepare import prepare_sft
+
+__all__ = ["prepare_sft", "to_think"]

@@ -1,0 +1,137 @@
+"""The one check that a tokenised row trains what was meant, shared by `prepare_sft` and `preflight`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ..formats import THINK, ThinkFormat
+from ..parsing import read_completion
+from .generation import end_of_turn
+
+IGNORED = -100
+PROMPT_TAIL = 64  # tokens: room for an empty think block that is written in bytes
+
+
+def check_labels(
+    input_ids: Sequence[int],
+    labels: Sequence[int],
+    prompt_ids: Sequence[int],
+    message: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    fmt: ThinkFormat = THINK,
+) -> list[str]:
+    """
+    List what is wrong with the labels of one row.
+
+    The trained part must hold the reasoning, the answer and the token that ends the turn; the row must begin with the
+    prompt that the model will see; and nobody should train an empty think block, which teaches a model to stop
+    thinking. Trainers find none of this an error: the loss falls all the same.
+
+    Args:
+        input_ids (`list[int]` of length `sequence`):
+            Token ids of the whole row.
+        labels (`list[int]` of length `sequence`):
+            The token id where it is trained, `-100` elsewhere.
+        prompt_ids (`list[int]`):
+            Token ids of the prompt, rendered with `add_generation_prompt=True` and the row's template variables.
+        message (`dict`):
+            The assistant message that the row should train, with `reasoning_content` or inline markers.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer, with its chat template, that made the ids.
+        fmt ([`ThinkFormat`], *optional*, defaults to `THINK`):
+            The markers that the template writes.
+
+    Returns:
+        `list[str]`: The causes, each a sentence without subject and full stop; empty if the row is right.
+
+    Example:
+
+    ```python
+    >>> from think_tools.templates import check_labels
+    >>> from think_tools.tiny import load_tiny
+
+    >>> _, tokenizer = load_tiny()
+    >>> prompt = [{"role": "user", "content": "2+2?"}]
+    >>> answer = {"role": "assistant", "content": "4"}
+    >>> ids = tokenizer.apply_chat_template([*prompt, answer])["input_ids"]
+    >>> prompt_ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
+    >>> check_labels(ids, ids, prompt_ids, {**answer, "reasoning_content": "2 and 2 is 4"}, tokenizer)
+    ['the chat template drops the reasoning: it is nowhere in the row']
+    ```
+    """
+    if len(input_ids) != len(labels):
+        return [f"`labels` must be as long as `input_ids`, {len(input_ids)} tokens, got {len(labels)}"]
+    if any(label not in (token, IGNORED) for token, label in zip(input_ids, labels, strict=True)):
+        return ["a label is neither the token of its position nor -100"]
+    start = len(prompt_ids)
+    if list(input_ids[:start]) != list(prompt_ids):
+        return [_not_a_prefix(input_ids, prompt_ids, tokenizer)]
+    row, trained = input_ids[start:], [label for label in labels[start:] if label != IGNORED]
+    trace, end = read_completion(message, fmt=fmt), end_of_turn(tokenizer)
+    cut = end is not None and end not in row
+    lost = _lost("reasoning", trace.reasoning or "", trained, row, cut, tokenizer)
+    before = _text(tokenizer, prompt_ids[-PROMPT_TAIL:]).rstrip()
+    return [
+        *(lost or _broken_block(trace.reasoning, _text(tokenizer, trained).lstrip(), before, fmt)),
+        *_lost("answer", trace.answer, trained, row, cut, tokenizer),
+        *_endless(end, trained, tokenizer),
+    ]
+
+
+def _not_a_prefix(input_ids: Sequence[int], prompt_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    pairs = zip(input_ids, prompt_ids, strict=False)
+    at = next((i for i, (row, prompt) in enumerate(pairs) if row != prompt), len(input_ids))
+    seen, written = (_text(tokenizer, ids[at : at + 8]) for ids in (prompt_ids, input_ids))
+    return (
+        f"the row does not begin with the prompt: from token {at} the model will see {seen!r}, but learns {written!r}"
+    )
+
+
+def _lost(
+    part: str, text: str, trained: Sequence[int], row: Sequence[int], cut: bool, tokenizer: PreTrainedTokenizerBase
+) -> list[str]:
+    """Whether `text` is missing in the trained ids, and where it was lost."""
+    if _holds(trained, text, tokenizer):
+        return []
+    if _holds(row, text, tokenizer):
+        return [f"the {part} is in the row, but not trained, or not all of it"]
+    if cut:
+        return [f"the {part} is cut: the row ends before it does, so raise the length limit"]
+    return [f"the chat template drops the {part}: it is nowhere in the row"]
+
+
+def _holds(ids: Sequence[int], text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    whole = _text(tokenizer, ids)
+    if text in whole:
+        return True
+    # Normalisers, unknown characters and joined spaces change text on its way through the tokenizer.
+    again = _text(tokenizer, tokenizer.encode(text, add_special_tokens=False))
+    return "".join(again.split()) in "".join(whole.split())
+
+
+def _broken_block(reasoning: str | None, trained: str, before: str, fmt: ThinkFormat) -> list[str]:
+    """What is wrong between the markers, given the decoded prompt and the decoded trained part."""
+    causes = []
+    if reasoning and fmt.close in reasoning:
+        causes.append(f"the reasoning itself holds {fmt.close}, which ends it there")
+    if reasoning and before.endswith(fmt.close):
+        causes.append("it has reasoning, but its prompt has closed the thinking already (`enable_thinking=False`)")
+    after = trained.removeprefix(fmt.open).lstrip()
+    if after.startswith(fmt.close) and not reasoning and (before.endswith(fmt.open) or trained.startswith(fmt.open)):
+        causes.append("an empty think block is trained: pass `enable_thinking=False` for answers without reasoning")
+    if reasoning and fmt.close not in trained:
+        causes.append(f"{fmt.close} is not trained, so the model never learns to end its thinking")
+    return causes
+
+
+def _endless(end: int | None, trained: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    if end is None:
+        return ["the chat template writes no token after an answer, so the model never learns to stop"]
+    if end in trained:
+        return []
+    return [f"the end of turn {_text(tokenizer, [end])} is not trained, so the model never learns to stop"]
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))

@@ -1,0 +1,67 @@
+"""The Space's app, and a stand-in for `TransformersBackend.stream` that says a given text, for the Space's tests."""
+
+import asyncio
+import importlib.util
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from think_tools.backends import Candidate, Delta, SamplingParams
+from think_tools.parsing import ThinkStream, parse
+
+SPACE = Path(__file__).parents[1] / "space"
+
+
+def load_app() -> ModuleType:
+    """`space/app.py`, which is a script and in no package."""
+    spec = importlib.util.spec_from_file_location("space_app", SPACE / "app.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class ScriptedStream:
+    """
+    Says `text` in pieces of four characters, each counted as a token.
+
+    Args:
+        text (`str`): The output, markers included; without its reasoning where thinking is off.
+        seconds (`float`): Seconds before each piece.
+        error (`Exception`, *optional*): Raised after the text.
+    """
+
+    def __init__(self, text: str, seconds: float = 0.0, error: Exception | None = None) -> None:
+        self.text, self.seconds, self.error = text, seconds, error
+        self.prompts: list[list[dict]] = []
+        self.params: list[SamplingParams] = []
+        self.running = 0  # generations that neither ended nor were closed
+
+    async def __call__(
+        self, messages: list[dict], params: SamplingParams, *, enable_thinking: bool = True
+    ) -> AsyncGenerator[Delta | Candidate, None]:
+        self.prompts.append(messages)
+        self.params.append(params)
+        text = self.text if enable_thinking else self.text.partition("</think>")[2]
+        pieces = [text[i : i + 4] for i in range(0, len(text), 4)]
+        said, split = pieces[: params.max_tokens], ThinkStream()
+        self.running += 1
+        try:
+            for n, piece in enumerate(said, start=1):
+                await asyncio.sleep(self.seconds)
+                for part, shown in split.feed(piece):
+                    yield Delta(part, shown, n)
+            if self.error:
+                raise self.error
+            yield self._candidate("".join(said), finished=len(said) == len(pieces))
+        finally:
+            self.running -= 1
+
+    def _candidate(self, text: str, *, finished: bool) -> Candidate:
+        trace = parse(text, finished=finished)
+        tokens: dict[str, Any] = {"num_tokens": -(-len(text) // 4), "num_reasoning_tokens": 0}
+        if trace.reasoning is not None:
+            tokens["num_reasoning_tokens"] = -(-len(text.partition("</think>")[0]) // 4)
+        return Candidate(text, trace, "stop" if finished else "length", **tokens)

@@ -1,0 +1,6 @@
+"""The final answer of a completion: find it, and grade it where nothing can hang, crash or run the model's text."""
+
+from .extract import extract_answer
+from .grader import Grader, Verdict, same_answer, shared_grader
+
+__all__ = ["Grader", "Verdict", "extract_answer", "same_answer", "shared_grader"]

@@ -1,0 +1,141 @@
+"""The process that grades by algebra: it imports `math_verify` once and forks workers that may be killed at any time.
+
+[`Grader`] starts it as a fresh interpreter, so that forking is safe (no threads, no CUDA, no locks of the parent), the
+memory limit counts nothing of the training process, and nothing sympy prints is seen. Two kinds of socket:
+
+* control: `F` and a socket → fork a worker that serves the socket, reply with its id; `K` and an id → kill and reap.
+* worker: one JSON line `[answer, gold, seconds]` → `G` once the gold answer is read, then `1` or `0`; or only `N` if
+  the gold answer cannot be read.
+
+The worker never prints or returns a sympy value, and text is only ever read by the LaTeX grammar: Math-Verify's
+`ExprExtractionConfig` is not used, because it ends in Python's `eval`.
+"""
+
+import functools
+import json
+import os
+import re
+import resource
+import signal
+import socket
+from collections.abc import Callable
+
+from .numbers import FOLD
+from .workers import CONTROL
+
+MEMORY = 2 * 1024**3  # bytes of address space per worker, the interpreter's own 200 MB included
+GRACE = 1.0  # seconds after which a worker ends itself, in case there is no parent left to kill it
+
+# Gold answer and answer -> the sign of the verdict. `read` is called once the gold answer is read.
+Judge = Callable[[str, str, Callable[[], None]], bytes]
+
+
+def serve(connection: socket.socket, judge: Judge) -> None:
+    """Grade jobs from a socket until it closes. Runs in a worker; the alarm's default action ends the process."""
+    with connection.makefile("rb") as jobs:
+        for line in jobs:
+            answer, gold, seconds = json.loads(line)
+            signal.setitimer(signal.ITIMER_REAL, seconds + GRACE)
+            connection.sendall(judge(answer, gold, functools.partial(connection.sendall, b"G")))
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def load_judge() -> Judge:
+    """Import `math_verify` and return the function that compares by algebra."""
+    from math_verify import LatexExtractionConfig, parse, verify
+    from sympy import Expr, Float, Rational
+
+    config = [LatexExtractionConfig(boxed_match_priority=0)]
+
+    @functools.lru_cache(maxsize=256)
+    def read(text: str) -> list:
+        # Bare LaTeX would be searched for some number; in a box it is read as a whole.
+        return parse("\\boxed{" + text + "}", config, fallback_mode="no_fallback", parsing_timeout=None)  # type: ignore
+
+    def exact(values: list) -> Expr | None:
+        if not isinstance(values[0], Expr) or values[0].free_symbols:
+            return None
+        value = values[0].doit()
+        if isinstance(value, Float) and value.is_finite:
+            return Rational(value)
+        return value if isinstance(value, Rational) and value.is_finite else None
+
+    def judge(answer: str, gold: str, gold_is_read: Callable[[], None]) -> bytes:
+        expected = read(algebra_text(gold))
+        if not expected:
+            return b"N"
+        gold_is_read()
+        given = read(algebra_text(answer))
+        if not given or not verify(expected, given, timeout_seconds=None):
+            return b"0"
+        first, second = exact(expected), exact(given)
+        # Math-Verify rounds to six places, where 1/2^99 is 1/2^98: both must agree in their leading digits too.
+        close = first is None or second is None or abs(first - second) * 10**5 <= abs(first)
+        return b"1" if close else b"0"
+
+    # What sympy and the grammar build on first use is built here once, and not in every worker.
+    judge(r"\frac{1}{2}+\sqrt{2}", "x+1", lambda: None)
+    return judge
+
+
+_UPRIGHT_LETTER = re.compile(r"\\(?:mathrm|text|mathbf|mathit)\{([A-Za-z])\}")  # the grammar knows e, not \mathrm{e}
+_HAN_AND = re.compile(r"[和或与及、]")
+_HAN = re.compile(r"[\u3400-\u9fff]+")
+
+
+def algebra_text(text: str) -> str:
+    """Prepare an answer for the LaTeX grammar, to which full-width signs and Chinese words mean nothing."""
+    text = _UPRIGHT_LETTER.sub(r"{\1}", text.translate(FOLD))
+    return _HAN.sub(" ", _HAN_AND.sub(",", text))
+
+
+def main(control_id: int) -> None:
+    """Serve the control socket until its other end closes, then end every worker."""
+    control = socket.socket(fileno=control_id)
+    try:
+        judge = load_judge()
+    except ImportError as error:
+        control.sendall(b"E" + str(error).encode())
+        return
+    control.sendall(b"R")
+    children: set[int] = set()
+    while True:
+        message, sockets, _, _ = socket.recv_fds(control, CONTROL.size, 1)
+        if len(message) < CONTROL.size:
+            break
+        command, child = CONTROL.unpack(message)
+        if command == b"F":
+            child = fork_worker(control, sockets[0], judge)
+            children.add(child)
+        elif child in children:
+            end(child)
+            children.remove(child)
+        control.sendall(CONTROL.pack(command, child))
+    for child in children:
+        end(child)
+
+
+def fork_worker(control: socket.socket, worker_id: int, judge: Judge) -> int:
+    """Fork one worker that serves the socket `worker_id` and return its process id."""
+    child = os.fork()
+    if child:
+        os.close(worker_id)
+        return child
+    try:
+        control.close()
+        limit_memory()
+        serve(socket.socket(fileno=worker_id), judge)
+    finally:
+        os._exit(0)  # whatever happened, the parent sees the closed socket, and no handler of the nursery runs twice
+
+
+def limit_memory() -> None:
+    """Let this process fail where it would otherwise swallow the machine, and write no core file."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+
+
+def end(child: int) -> None:
+    """Kill one worker and reap it, so that no zombie stays."""
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)

@@ -1,0 +1,133 @@
+"""Reward the think format (the format reward of DeepSeek-R1, section 2.2.2, https://huggingface.co/papers/2501.12948)."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..formats import THINK
+from ..parsing import Trace
+from .completions import Completion, read_traces
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ANSWER_OPEN, _ANSWER_CLOSE = "<answer>", "</answer>"
+
+
+def format_reward(completions: list[Completion], **kwargs: Any) -> list[float]:
+    """
+    Reward function that gives 1.0 to `<think>reasoning</think>answer` and 0.0 to everything else.
+
+    Strict, because every slack is found by a policy: each marker once and in order, nothing but white space before
+    the first, text in both parts. [`trl.rewards.think_format_reward`] pays empty parts and a repeated `</think>`; it
+    gives 0.0 to messages with `reasoning_content`, to outputs whose `<think>` the chat template wrote, and to a
+    leading line break.
+
+    Without a tokenizer `reasoning</think>answer` counts as the end of a prefilled prompt; an output cut by the length
+    limit inside the answer looks whole; think markers that are special tokens have been erased from the text, which
+    gives 0.0. `get_format_reward(tokenizer=tokenizer)` reads all three right.
+
+    Args:
+        completions (`list[str]` or `list[list[dict]]`):
+            Completions, as text or messages.
+        **kwargs:
+            What the trainer passes.
+
+    Returns:
+        `list[float]`: 1.0 or 0.0.
+
+    Example:
+
+    ```python
+    >>> from think_tools.rewards import format_reward
+
+    >>> format_reward(["<think>2+2</think>4", "<think></think>4", "<think>2+2</think>4</think>", "4"])
+    [1.0, 0.0, 0.0, 0.0]
+    ```
+    """
+    return get_format_reward()(completions, **kwargs)
+
+
+def get_format_reward(
+    answer_tags: bool = False,
+    allow_empty: bool = False,
+    allow_no_think: bool = False,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+) -> Callable[..., list[float]]:
+    """
+    Reward function like [`format_reward`], with settings.
+
+    Args:
+        answer_tags (`bool`, *optional*, defaults to `False`):
+            Whether the answer must stand in one `<answer>…</answer>` and nothing beside it, as in R1-Zero.
+        allow_empty (`bool`, *optional*, defaults to `False`):
+            Whether the reasoning may be empty.
+        allow_no_think (`bool`, *optional*, defaults to `False`):
+            Whether a direct answer without any marker is well formed too, so that a model thinks because it pays and
+            not because thinking is rewarded. Pass `tokenizer` with it if the chat template writes `<think>`: without,
+            reasoning that never ends passes for a direct answer.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*):
+            The policy's tokenizer. With it a generation prompt that ends in `<think>` and think markers that are
+            special tokens are read right, and an output that the length limit cut gets 0.0, from `completion_ids`.
+
+    Returns:
+        `Callable`: A picklable reward function for [`~trl.GRPOTrainer`]; each reward is 1.0 or 0.0.
+
+    Example:
+
+    ```python
+    >>> from think_tools.rewards import get_format_reward
+
+    >>> reward = get_format_reward(answer_tags=True, allow_no_think=True)
+    >>> reward(["<think>2+2</think><answer>4</answer>", "<think>2+2</think>4", "<answer>4</answer>"])
+    [1.0, 0.0, 1.0]
+    ```
+    """
+    return _FormatReward(answer_tags, allow_empty, allow_no_think, tokenizer)
+
+
+class _FormatReward:
+    # A class and no closure: TRL's async GRPO pickles reward functions into a spawned process.
+    __name__ = "format_reward"
+
+    def __init__(
+        self,
+        answer_tags: bool,
+        allow_empty: bool,
+        allow_no_think: bool,
+        tokenizer: "PreTrainedTokenizerBase | None",
+    ):
+        self.answer_tags = answer_tags
+        self.allow_empty = allow_empty
+        self.allow_no_think = allow_no_think
+        self.tokenizer = tokenizer
+
+    def __call__(
+        self,
+        completions: list[Completion],
+        *,
+        prompts: list | None = None,
+        completion_ids: list[list[int]] | None = None,
+        **columns: object,
+    ) -> list[float]:
+        traces = read_traces(completions, prompts=prompts, completion_ids=completion_ids, tokenizer=self.tokenizer)
+        return [float(self._well_formed(trace)) for trace in traces]
+
+    def _well_formed(self, trace: Trace) -> bool:
+        reasoning, answer = trace.reasoning or "", trace.answer
+        if not answer or trace.finished is False or _holds(f"{reasoning}\n{answer}", THINK.open, THINK.close):
+            return False
+        if self.answer_tags and not _in_answer_tags(reasoning, answer):
+            return False
+        if trace.status == "no_think":
+            return self.allow_no_think
+        return trace.status == "complete" and bool(reasoning or self.allow_empty)
+
+
+def _holds(text: str, *markers: str) -> bool:
+    return any(marker in text for marker in markers)
+
+
+def _in_answer_tags(reasoning: str, answer: str) -> bool:
+    inside = answer.removeprefix(_ANSWER_OPEN).removesuffix(_ANSWER_CLOSE)
+    tagged = len(answer) == len(_ANSWER_OPEN) + len(inside) + len(_ANSWER_CLOSE)
+    return tagged and bool(inside.strip()) and not _holds(f"{reasoning}\n{inside}", _ANSWER_OPEN, _ANSWER_CLOSE)

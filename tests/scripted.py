@@ -2,14 +2,16 @@
 
 import asyncio
 import importlib.util
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from think_tools.backends import Candidate, Delta, SamplingParams
 from think_tools.parsing import ThinkStream, parse
 
+T = TypeVar("T")
 SPACE = Path(__file__).parents[1] / "space"
 
 
@@ -21,6 +23,19 @@ def load_app() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def in_a_loop(make: Callable[[], T]) -> T:
+    """
+    The result of `make`, called in a running event loop. Outside of one Gradio makes a loop for each of its locks and
+    never closes it, which is a ResourceWarning (https://github.com/gradio-app/gradio/pull/11734).
+    """
+
+    async def run() -> T:
+        return make()
+
+    with ThreadPoolExecutor(1) as thread:  # the main thread's loop may be Playwright's
+        return thread.submit(asyncio.run, run()).result()
 
 
 class ScriptedStream:

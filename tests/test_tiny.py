@@ -148,3 +148,10 @@ def test_the_base_answers_directly():
     ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt")
     output = model.generate(**ids, max_new_tokens=16, do_sample=False)
     assert tokenizer.decode(output[0, ids["input_ids"].shape[1] :]) == "25<|im_end|>"
+
+
+def test_the_tokenizer_carries_the_current_template():
+    from think_tools.templates import load_template
+
+    _, tokenizer = load_tiny()
+    assert tokenizer.chat_template == load_template("chatml_think")

@@ -74,13 +74,11 @@ def arithmetic_problems(
         a, b = _draw_pair(rng, split)
         chosen = language or ("en", "zh")[i % 2]
         question = ask(rng, a, "*", b, chosen)
-        message = {"role": "assistant", "reasoning_content": long_hand(a, "*", b, chosen), "content": str(a * b)}
-        if not reasoning:
-            message["reasoning_content"] = None
+        thought = long_hand(a, "*", b, chosen) if reasoning else None
         rows.append(
             {
                 "prompt": [{"role": "user", "content": question}],
-                "completion": [message],
+                "completion": [{"role": "assistant", "reasoning_content": thought, "content": str(a * b)}],
                 "chat_template_kwargs": {"enable_thinking": reasoning},
                 "solution": str(a * b),
                 "source": "think-tools/arithmetic",

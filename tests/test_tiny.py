@@ -144,10 +144,10 @@ def test_the_thinker_reasons_and_is_right():
 
 def test_the_base_answers_directly():
     model, tokenizer = load_tiny()
-    prompt = [{"role": "user", "content": "12+13=?"}]
+    prompt = [{"role": "user", "content": "12*13=?"}]
     ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt")
     output = model.generate(**ids, max_new_tokens=16, do_sample=False)
-    assert tokenizer.decode(output[0, ids["input_ids"].shape[1] :]) == "25<|im_end|>"
+    assert re.fullmatch(r"\d+<\|im_end\|>", tokenizer.decode(output[0, ids["input_ids"].shape[1] :]))
 
 
 def test_the_tokenizer_carries_the_current_template():

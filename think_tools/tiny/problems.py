@@ -59,7 +59,7 @@ def arithmetic_problems(
 
     >>> row = arithmetic_problems("test", n=1)[0]
     >>> row["prompt"][0]["content"], row["solution"]
-    ('What is 19 times 73?', '1387')
+    ('20*12=?', '240')
     ```
     """
     if split not in ("train", "test"):

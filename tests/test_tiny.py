@@ -1,3 +1,4 @@
+import json
 import random
 import re
 
@@ -155,3 +156,11 @@ def test_the_tokenizer_carries_the_current_template():
 
     _, tokenizer = load_tiny()
     assert tokenizer.chat_template == load_template("chatml_think")
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_a_shipped_adapter_names_no_path_and_a_loaded_one_names_its_base(adapter):
+    shipped = json.loads((FOLDER / adapter / "adapter_config.json").read_text())
+    assert shipped["base_model_name_or_path"] == "think-tools/tiny"
+    model, _ = load_tiny(adapter)
+    assert model.peft_config["default"].base_model_name_or_path == str(FOLDER / "base")

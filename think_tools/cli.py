@@ -25,7 +25,7 @@ def demo(
         "demo"
     ),
     problems: Annotated[int, typer.Option(help="Held-out problems.")] = 400,
-    steps: Annotated[int, typer.Option(help="GRPO steps.")] = 50,
+    steps: Annotated[int, typer.Option(help="GRPO steps.")] = 40,
     samples: Annotated[int, typer.Option(help="Samples per problem for the vote.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of problems, training and sampling.")] = 0,
     retrain: Annotated[bool, typer.Option("--retrain", help="Train the cold start too (minutes).")] = False,

@@ -49,7 +49,7 @@ COLD_START: dict[str, Any] = {
     "per_device_train_batch_size": 32,
 }
 GRPO: dict[str, Any] = {
-    "learning_rate": 5e-4,
+    "learning_rate": 2e-4,
     "per_device_train_batch_size": 64,
     "num_generations": 8,
     "max_completion_length": 256,
@@ -73,7 +73,7 @@ def run_demo(
     output_dir: str | Path,
     *,
     num_problems: int = 400,
-    num_steps: int = 50,
+    num_steps: int = 40,
     num_samples: int = 8,
     seed: int = 0,
     retrain: bool = False,
@@ -87,7 +87,7 @@ def run_demo(
             Gets `report.json`, `curve.png` (with the extra `[plots]`) and `adapter/`.
         num_problems (`int`, *optional*, defaults to `400`):
             Held-out problems, two-digit by two-digit products in English and Chinese in turn.
-        num_steps (`int`, *optional*, defaults to `50`):
+        num_steps (`int`, *optional*, defaults to `40`):
             GRPO steps of 64 completions.
         num_samples (`int`, *optional*, defaults to `8`):
             Samples per problem for the majority vote.

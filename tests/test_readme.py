@@ -45,8 +45,8 @@ def test_the_script_of_the_readme_runs_with_a_small_model(tiny_model, tmp_path):
         'load_dataset("trl-lib/DeepMath-103K", split="train")': 'arithmetic_problems("train", n=8)',
         '"Qwen/Qwen3-0.6B"': repr(str(tiny_model)),
         'GRPOConfig(output_dir="qwen3-0.6b-grpo", max_completion_length=4096)': (
-            f"GRPOConfig(output_dir={str(tmp_path)!r}, max_completion_length=8, max_steps=1, use_cpu=True, bf16=False, "
-            'activation_checkpointing=False, report_to="none", logging_steps=1)'
+            f"GRPOConfig(output_dir={str(tmp_path)!r}, max_completion_length=8, max_steps=1, use_cpu=True, "
+            'bf16=False, activation_checkpointing=False, report_to="none", logging_steps=1)'
         ),
     }
     for original, replacement in small.items():

@@ -235,3 +235,10 @@ def test_the_requirements_are_readable():
     names = {Requirement(line).name for line in lines if not line.startswith("#")}
     assert {"think-tools", "torch"} <= names
     assert "gradio" not in names  # the front matter's `sdk_version` installs it
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("7*6+0 4*6", r"7\*6+0 4\*6"), ("`7*6` 4*6", "`7*6` 4*6"), ("*so* 2", "*so* 2")]
+)
+def test_the_signs_of_a_multiplication_are_not_taken_for_emphasis(app, text, shown):
+    assert app.pane("Thinking", text)["content"][0]["text"] == shown

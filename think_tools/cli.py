@@ -1,6 +1,9 @@
 """The `think-tools` commands; each one calls one public function."""
 
 import asyncio
+import logging
+import os
+import warnings
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,12 +14,17 @@ from rich.console import Console
 if TYPE_CHECKING:
     from .backends import Candidate, Delta
 
-app = typer.Typer(help="Tools for models that think before they answer.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 
 @app.callback()
-def main() -> None:
-    """Without this, an app of one command would have no command names."""
+def quiet() -> None:
+    """Tools for models that think before they answer."""
+    # Notes of the libraries at start-up that no reader of a chat or a table can act on. Errors still show.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # https://github.com/huggingface/peft/blob/v0.21.2/src/peft/peft_model.py#L184
+    warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
 
 
 @app.command()
@@ -25,7 +33,7 @@ def demo(
         "demo"
     ),
     problems: Annotated[int, typer.Option(help="Held-out problems.")] = 400,
-    steps: Annotated[int, typer.Option(help="GRPO steps.")] = 40,
+    steps: Annotated[int, typer.Option(help="GRPO steps.")] = 30,
     samples: Annotated[int, typer.Option(help="Samples per problem for the vote.")] = 8,
     seed: Annotated[int, typer.Option(help="Seed of problems, training and sampling.")] = 0,
     retrain: Annotated[bool, typer.Option("--retrain", help="Train the cold start too (minutes).")] = False,
@@ -69,10 +77,13 @@ def _load(name: str) -> tuple:
 
     from .tiny import load_tiny
 
-    if name.split("/")[0] == "tiny" and not Path(name).exists():
-        return load_tiny(name.partition("/")[2] or None)
-    loader = AutoPeftModelForCausalLM if find_adapter_config_file(name) else AutoModelForCausalLM
-    return loader.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+    try:
+        if name.split("/")[0] == "tiny" and not Path(name).exists():
+            return load_tiny(name.partition("/")[2] or None)
+        loader = AutoPeftModelForCausalLM if find_adapter_config_file(name) else AutoModelForCausalLM
+        return loader.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:  # no such model, no such adapter
+        raise typer.BadParameter(str(error), param_hint="MODEL") from error
 
 
 def _ask(console: Console) -> str:
@@ -87,18 +98,18 @@ async def _answer(events: "AsyncGenerator[Delta | Candidate, None]", console: Co
     """Print an answer while it comes: the reasoning dimmed, a blank line, the answer."""
     from .backends import Candidate
 
-    shown = None
+    part, held = None, ""  # white space is held back until more text of the same part comes
     async for event in events:
         if isinstance(event, Candidate):
             console.print()
             if event.finish_reason == "length":
                 console.print(f"[yellow]Cut off after {event.num_tokens} tokens; see --max-tokens.[/yellow]")
             return event
-        piece = event.text if event.part == shown else event.text.lstrip()
-        if not piece:
+        text = held + event.text if event.part == part else event.text.lstrip()
+        if not text:
             continue
-        if shown == "reasoning" and event.part == "answer":
+        if part and event.part != part:
             console.print("\n")
-        shown = event.part
-        console.print(piece, end="", markup=False, style="dim italic" if shown == "reasoning" else None)
+        part, held = event.part, text[len(text.rstrip()) :]
+        console.print(text.rstrip(), end="", markup=False, style="dim italic" if part == "reasoning" else None)
     raise AssertionError("a stream ends in a candidate")

@@ -6,6 +6,7 @@ majority vote adds the rest. What GRPO does here is select what the model can al
 long as it was.
 """
 
+import copy
 import json
 import time
 from collections.abc import Iterator
@@ -19,9 +20,19 @@ from typing import Any, cast
 from datasets import Dataset
 from peft import PeftModel
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from rich.table import Table
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from .answers import same_answer
@@ -38,7 +49,7 @@ Model = PreTrainedModel | PeftModel
 GREEDY = SamplingParams(temperature=0.0, max_tokens=256)
 SAMPLED = SamplingParams(temperature=1.0, max_tokens=256)
 PROMPTS_PER_CALL = 100  # one tick of the progress bar
-BATCH_SIZE = 400  # sequences; the model is tiny, so what a step costs is mostly its overhead
+BATCH_SIZE = 100  # sequences; more of them wait longer for the longest
 
 # Settings that were measured on the embedded model (see recipes/tiny/cold_start.yaml and think_tools/tiny/README.md).
 COLD_START: dict[str, Any] = {
@@ -73,7 +84,7 @@ def run_demo(
     output_dir: str | Path,
     *,
     num_problems: int = 400,
-    num_steps: int = 40,
+    num_steps: int = 30,
     num_samples: int = 8,
     seed: int = 0,
     retrain: bool = False,
@@ -87,7 +98,7 @@ def run_demo(
             Gets `report.json`, `curve.png` (with the extra `[plots]`) and `adapter/`.
         num_problems (`int`, *optional*, defaults to `400`):
             Held-out problems, two-digit by two-digit products in English and Chinese in turn.
-        num_steps (`int`, *optional*, defaults to `40`):
+        num_steps (`int`, *optional*, defaults to `30`):
             GRPO steps of 64 completions.
         num_samples (`int`, *optional*, defaults to `8`):
             Samples per problem for the majority vote.
@@ -201,7 +212,9 @@ def _sample(
     title: str,
     console: Console,
 ) -> Iterator[list[Candidate]]:
-    backend = TransformersBackend(model, tokenizer)
+    if isinstance(model, PeftModel):
+        model = copy.deepcopy(model).merge_and_unload()  # the same function without the adapter's extra matrices
+    backend = TransformersBackend(cast(PreTrainedModel, model), tokenizer)
     prompts = problems["prompt"]
     with Progress(console=console, transient=True) as progress:
         for start in progress.track(range(0, len(prompts), PROMPTS_PER_CALL), description=title):
@@ -246,6 +259,7 @@ def _train_cold_start(
         logging_steps=50,
         save_strategy="no",
         report_to="none",
+        disable_tqdm=True,  # a bar of our own, see `_train`
         use_cpu=True,
         bf16=False,
         activation_checkpointing=False,
@@ -260,7 +274,7 @@ def _train_cold_start(
         processing_class=tokenizer,
         peft_config=think_lora_config(cast(PreTrainedModel, base), tokenizer),
     )
-    trainer.train()
+    _train(trainer, "cold start", console)
     return cast(PeftModel, trainer.model)
 
 
@@ -277,6 +291,7 @@ def _reinforce(
         logging_steps=1,
         save_strategy="no",
         report_to="none",
+        disable_tqdm=True,  # a bar of our own, see `_train`
         use_cpu=True,
         bf16=False,
         activation_checkpointing=False,
@@ -292,15 +307,42 @@ def _reinforce(
         processing_class=tokenizer,
         reward_funcs=rewards,
     )
-    trainer.train()
+    _train(trainer, "GRPO", console)
     return [entry for entry in trainer.state.log_history if "reward" in entry]
+
+
+def _train(trainer: Trainer, title: str, console: Console) -> None:
+    """Train with one bar that shows the latest numbers, in place of a printed dict per step."""
+    trainer.remove_callback(PrinterCallback)
+    with Progress(console=console, transient=True) as progress:
+        trainer.add_callback(_Bar(progress, progress.add_task(title, total=trainer.args.max_steps), title))
+        trainer.train()
+
+
+class _Bar(TrainerCallback):
+    def __init__(self, progress: Progress, task: TaskID, title: str):
+        self.progress, self.task, self.title = progress, task, title
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        logs = logs or {}
+        shown = {"loss": "loss", "right": "rewards/accuracy_reward/mean", "without thinking": "think/no_think"}
+        numbers = [f"{logs[key]:.2f} {name}" for name, key in shown.items() if key in logs]
+        description = f"{self.title}: {', '.join(numbers)}" if numbers else self.title
+        self.progress.update(self.task, completed=state.global_step, description=description)
 
 
 def _table(stages: list[Stage], num_problems: int) -> Table:
     table = Table(title=f"{num_problems} held-out problems")
-    columns = ("stage", "greedy accuracy", "thinks", "think tokens", "when right", "when wrong", "seconds")
+    columns = ("stage", "accuracy", "thinks", "think tokens", "right", "wrong", "seconds")
     for column in columns:
-        table.add_column(column, justify="left" if column == "stage" else "right")
+        table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
     for stage in stages:
         lengths = (stage.think_tokens, stage.think_tokens_right, stage.think_tokens_wrong)
         shown = ["-" if length is None else f"{length:.1f}" for length in lengths]
@@ -319,9 +361,10 @@ def _draw(curve: list[dict], path: Path) -> Path | None:
     shares, lengths = figure.subplots(2, 1, sharex=True)
     shares.plot(steps, [entry["rewards/accuracy_reward/mean"] for entry in curve], label="accuracy")
     shares.plot(steps, [1 - entry["think/no_think"] for entry in curve], label="share of answers that think")
-    shares.set(ylim=(0, 1.02), title="GRPO with an accuracy and a format reward: nothing pays for thinking")
+    shares.set(ylim=(0, 1.02), title="GRPO with rewards for accuracy and format, none for thinking")
     shares.legend(loc="lower right")
     lengths.plot(steps, [entry.get("think/reasoning_tokens", nan) for entry in curve], color="tab:green")
+    lengths.margins(y=0.1)
     lengths.set(ylim=(0, None), xlabel="GRPO step", ylabel="tokens per thinking answer")
     figure.savefig(path, dpi=120)
     return path

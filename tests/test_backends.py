@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from think_tools import Trace
 from think_tools.backends import Candidate, SamplingParams, TransformersBackend
 from think_tools.templates import load_template
+from think_tools.tiny import load_tiny
 
 QUESTION = [{"role": "user", "content": "12*13=?"}]
 GREEDY = SamplingParams(temperature=0, max_tokens=64)
@@ -283,3 +284,12 @@ def test_streams_of_several_candidates_and_empty_batches_are_refused(backend):
     with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
         backend.sample([QUESTION], GREEDY, batch_size=0)
     assert backend.sample([], GREEDY) == []
+
+
+def test_with_thinking_off_the_model_cannot_open_it_again():
+    backend = TransformersBackend(*load_tiny("thinker"))
+    question, params = [{"role": "user", "content": "12*13=?"}], SamplingParams(temperature=0.0, max_tokens=300)
+    [[thinking]], [[direct]] = (backend.sample([question], params, enable_thinking=on) for on in (True, False))
+    assert thinking.trace.status == "complete"
+    assert "<think>" not in direct.text
+    assert direct.trace.answer.isdigit()

@@ -52,4 +52,4 @@ def test_chat_loads_an_adapter_from_a_folder(tmp_path):
 def test_an_unknown_model_is_named_without_a_traceback():
     result = run("chat", "tiny/nobody", "--message", "12*13=?")
     assert result.exit_code == 2
-    assert "got 'nobody'" in " ".join(result.stdout.split())
+    assert "got 'nobody'" in " ".join(result.stderr.split())

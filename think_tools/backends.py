@@ -16,7 +16,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from .formats import THINK, ThinkFormat
 from .parsing import Part, ThinkStream, Trace, parse
-from .templates import end_of_turn, prompt_state
+from .templates import PromptState, end_of_turn, prompt_state
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -113,6 +113,9 @@ class TransformersBackend:
     """
     Samples from a transformers model in this process, a PEFT model included.
 
+    Where the prompt has closed the thinking (`enable_thinking=False`), the model cannot open it again if the opening
+    marker is one token: reinforcement makes models write `<think>` after any prompt.
+
     A backend generates once at a time: a second call, from whatever thread, waits for the first. Two visitors of a
     page therefore never share a batch, nor the state of the random number generator. While it generates, the model is
     in evaluation mode.
@@ -155,6 +158,8 @@ class TransformersBackend:
         self.sanitize_control_tokens = sanitize_control_tokens
         self._lock = threading.Lock()
         self._end_ids = _end_ids(model, tokenizer)
+        marker = tokenizer.encode(fmt.open, add_special_tokens=False)
+        self._open_id = marker if len(marker) == 1 else None
 
     def sample(
         self, prompts: Sequence[Messages], params: SamplingParams, *, batch_size: int = 16, **chat_template_kwargs: Any
@@ -181,13 +186,13 @@ class TransformersBackend:
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         rows = [self._encode(messages, chat_template_kwargs) for messages in prompts]
-        opened = self._is_open(chat_template_kwargs)
+        state = prompt_state(self.tokenizer, fmt=self.fmt, **chat_template_kwargs)
         per_batch = max(1, batch_size // params.n)
         outputs: list[list[int]] = []
         with self._exclusive(params.seed):
             for start in range(0, len(rows), per_batch):
-                outputs += self._generate(rows[start : start + per_batch], params)
-        candidates = [self._candidate(ids, opened=opened) for ids in outputs]
+                outputs += self._generate(rows[start : start + per_batch], params, state)
+        candidates = [self._candidate(ids, opened=state == "open") for ids in outputs]
         return [candidates[i : i + params.n] for i in range(0, len(candidates), params.n)]
 
     async def stream(
@@ -227,7 +232,7 @@ class TransformersBackend:
         if params.n != 1:
             raise ValueError(f"`params.n` must be 1 to stream, got {params.n}.")
         prompt = self._encode(messages, chat_template_kwargs)
-        opened = self._is_open(chat_template_kwargs)
+        state = prompt_state(self.tokenizer, fmt=self.fmt, **chat_template_kwargs)
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[int | list[int] | Exception] = asyncio.Queue()
         streamer = _TokenStreamer(lambda item: loop.call_soon_threadsafe(queue.put_nowait, item))
@@ -235,7 +240,7 @@ class TransformersBackend:
         def run() -> None:
             try:
                 with self._exclusive(params.seed):
-                    [output] = self._generate([prompt], params, streamer)
+                    [output] = self._generate([prompt], params, state, streamer)
                 streamer.send(output)
             except _Cancelled:
                 return
@@ -243,9 +248,10 @@ class TransformersBackend:
                 if not streamer.cancelled.is_set():
                     streamer.send(error)
 
-        # A thread of our own and not the loop's executor, whose few threads would all wait for the lock.
-        threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True).start()
-        text, split = _TextStream(self._decode), ThinkStream(opened=opened, fmt=self.fmt)
+        # A thread of our own and not the loop's executor, whose few threads would all wait for the lock. No daemon:
+        # the interpreter would end in the middle of a kernel. It waits for one token at most, see `finally`.
+        threading.Thread(target=contextvars.copy_context().run, args=(run,)).start()
+        text, split = _TextStream(self._decode), ThinkStream(opened=state == "open", fmt=self.fmt)
         num_tokens = 0
         try:
             while not isinstance(item := await queue.get(), list):
@@ -256,7 +262,7 @@ class TransformersBackend:
                     yield Delta(part, piece, num_tokens)
             for part, piece in split.feed(text.finish()):
                 yield Delta(part, piece, num_tokens)
-            yield self._candidate(item, opened=opened)
+            yield self._candidate(item, opened=state == "open")
         finally:
             streamer.cancelled.set()
 
@@ -279,9 +285,6 @@ class TransformersBackend:
         """Most tokens of prompt and output together; infinite for models without positions, such as Mamba."""
         return self.model.config.get_text_config().to_dict().get("max_position_embeddings", float("inf"))
 
-    def _is_open(self, chat_template_kwargs: dict[str, Any]) -> bool:
-        return prompt_state(self.tokenizer, fmt=self.fmt, **chat_template_kwargs) == "open"
-
     def _decode(self, ids: list[int]) -> str:
         # Think markers may be special tokens, so special tokens stay; the end of turn is cut off as an id.
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
@@ -300,11 +303,15 @@ class TransformersBackend:
                 self.model.train(training)
 
     def _generate(
-        self, prompts: list[list[int]], params: SamplingParams, streamer: BaseStreamer | None = None
+        self,
+        prompts: list[list[int]],
+        params: SamplingParams,
+        state: PromptState,
+        streamer: BaseStreamer | None = None,
     ) -> list[list[int]]:
         """New ids of `params.n` outputs per prompt, up to and with the first end token."""
         width = max(map(len, prompts))
-        config = self._generation_config(params, width)
+        config = self._generation_config(params, width, state)
         gaps = [width - len(ids) for ids in prompts]
         padded = [[config.pad_token_id] * gap + ids for gap, ids in zip(gaps, prompts, strict=True)]
         mask = [[0] * gap + [1] * len(ids) for gap, ids in zip(gaps, prompts, strict=True)]
@@ -317,7 +324,7 @@ class TransformersBackend:
         rows = output[:, width:].tolist()
         return [row[: next((i + 1 for i, token in enumerate(row) if token in self._end_ids), None)] for row in rows]
 
-    def _generation_config(self, params: SamplingParams, width: int) -> GenerationConfig:
+    def _generation_config(self, params: SamplingParams, width: int, state: PromptState) -> GenerationConfig:
         config = copy.deepcopy(self.model.generation_config)
         assert config is not None, "a model that can generate has a generation config"
         pad = self.tokenizer.pad_token_id
@@ -331,6 +338,7 @@ class TransformersBackend:
             max_length=None,
             max_new_tokens=int(min(params.max_tokens, self._context() - width)),
             eos_token_id=self._end_ids or None,
+            suppress_tokens=self._open_id if state == "closed" else None,
             # Any id will do: the mask hides it before the prompt, and outputs are cut at their end token.
             pad_token_id=pad if pad is not None else next(iter(self._end_ids), 0),
         )

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..answers import extract_answer, shared_grader
+from ..answers.numbers import clean, read_number
 from ..parsing import Trace
 from .completions import Completion, LogMetric, read_traces
 
@@ -20,9 +21,9 @@ def consistency_reward(completions: list[Completion], **kwargs: Any) -> list[flo
     Reward function that gives 1.0 where the answer agrees with the conclusion of the reasoning and 0.0 where not.
 
     No model judges; three rules are tried in order on the last three lines of the reasoning. A conclusion that is
-    marked (a box, "the answer is 4", a line that is nothing but a value) must equal the answer, by algebra if need be.
-    Else, numbers there must contain an answer that is a number. Else, a short answer that stands there word for word
-    agrees. What no rule decides gets `None`.
+    marked (a box, "the answer is 4") must equal the answer, by algebra if need be. Else, an answer that is a number
+    must equal one of the numbers there. Else, an answer of more than a letter that stands there word for word agrees.
+    What no rule decides gets `None`.
 
     It says nothing about right and wrong, so add it to an accuracy reward: it is meant against answers that ignore the
     reasoning, a sign that a policy has learned to guess.
@@ -110,9 +111,13 @@ class _ConsistencyReward:
         end = "\n".join(lines[-_LAST_LINES:])[-_LAST_CHARS:]
         if answer is None or not end:
             return None
-        conclusion = extract_answer(end) or extract_answer(end.rpartition("\n")[2])
-        # A number is compared exactly and starts no process; so is a conclusion, mostly.
-        stated = [conclusion] if conclusion else _NUMBER.findall(end) if _NUMBER.search(answer) else []
+        # The line before keeps `extract_answer` from taking a short sentence for a bare value.
+        conclusion = extract_answer(f".\n{end}")
+        stated = [conclusion] if conclusion else []
+        if not stated and read_number(clean(answer)) and (numbers := _NUMBER.findall(end)):
+            stated = [*numbers, end.rpartition("\n")[2]]  # the last line may be `x = 42 cm`
         if stated:
             return float(any(shared_grader().grade(stated, [answer] * len(stated), timeout=self.timeout)))
-        return 1.0 if answer.casefold() in end.casefold() else None
+        # Chinese writes no blanks between words, so only the ends of a Latin word can be checked.
+        whole = rf"(?<![A-Za-z0-9]){re.escape(answer)}(?![A-Za-z0-9])"
+        return 1.0 if len(answer) > 1 and re.search(whole, end, re.IGNORECASE) else None

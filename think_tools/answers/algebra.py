@@ -56,7 +56,8 @@ _LEFT_SIDE = re.compile(r"([A-Za-z]|\\[a-z]+)\s?=(?!=)")
 _INFINITY = re.compile(r"([+-]?)\s?(?:\\infty|∞)")
 _GROUPED = re.compile(r"\d,\s?\d{3}(?!\d)")
 _SEPARATOR = re.compile(r"[,;]|\b(?:and|or)\b|\\(?:text|mathrm|quad)(?![A-Za-z])|[和或、]")
-_OPENING, _CLOSING = ("\\{", "(", "[", "{"), ("\\}", ")", "]", "}")
+_BRACKET = re.compile(r"\\?[{}]|[()\[\]]")
+_OPENING = ("\\{", "(", "[", "{")
 
 
 def compare_formulas(answer: str, gold: str) -> bool | None:
@@ -156,13 +157,13 @@ def _form(text: str, depth: int) -> _Form:
         parts = list(_split(text, separators))
         if len(parts) > 1:
             return _Form(kind, tuple(_form(part, depth + 1) for part in parts if part.strip()))
-    for opening in ("\\{", "(", "["):
-        if text.startswith(opening) and text.endswith(("\\}", ")", "]")):
-            closing = text[-2:] if opening == "\\{" else text[-1]
-            parts = list(_split(text[len(opening) : -len(closing)], _SEPARATOR))
-            if opening == "\\{" and closing == "\\}" or len(parts) > 1:
-                kind = "set" if opening == "\\{" else opening + closing
-                return _Form(kind, tuple(_form(part, depth + 1) for part in parts))
+    opening = next((mark for mark in ("\\{", "(", "[") if text.startswith(mark)), "")
+    closing = next((mark for mark in ("\\}", ")", "]") if text.endswith(mark)), "")
+    if opening and closing and _closes_last(text):
+        parts = list(_split(text[len(opening) : -len(closing)], _SEPARATOR))
+        is_set = opening == "\\{" and closing == "\\}"
+        if is_set or len(parts) > 1:
+            return _Form("set" if is_set else opening + closing, tuple(_form(part, depth + 1) for part in parts))
     return _value(text, depth)
 
 
@@ -188,17 +189,26 @@ def _split(text: str, separators: re.Pattern[str]) -> Iterator[str]:
     """Parts of the text between separators that stand in no brackets. `(` may be closed by `]`."""
     depth, start, position = 0, 0, 0
     while position < len(text):
-        opening = next((mark for mark in _OPENING if text.startswith(mark, position)), None)
-        closing = next((mark for mark in _CLOSING if text.startswith(mark, position)), None)
-        depth += bool(opening) - bool(closing)
+        bracket = _BRACKET.match(text, position)
+        depth += (1 if bracket[0] in _OPENING else -1) if bracket else 0
         if depth < 0:
             raise ValueError("brackets that close nothing")
         if not depth and (separator := separators.match(text, position)):
             yield text[start : separator.start()]
             start = position = separator.end()
         else:
-            position += len(opening or closing or " ")
+            position = bracket.end() if bracket else position + 1
     yield text[start:]
+
+
+def _closes_last(text: str) -> bool:
+    """Whether the first bracket is closed by the last, as in (1,2) and not as in (x+1)(x+2)."""
+    depth = 0
+    for bracket in _BRACKET.finditer(text):
+        depth += 1 if bracket[0] in _OPENING else -1
+        if not depth:
+            return bracket.end() == len(text)
+    return False
 
 
 def _constant(value: Fraction | int) -> Polynomial:

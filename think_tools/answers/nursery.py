@@ -104,26 +104,26 @@ def algebra_text(text: str) -> str:
 
 def main(control_id: int) -> None:
     """Serve the control socket until its other end closes, then end every worker."""
-    control = socket.socket(fileno=control_id)
-    try:
-        judge = load_judge()
-    except ImportError as error:
-        control.sendall(b"E" + str(error).encode())
-        return
-    control.sendall(b"R")
     children: set[int] = set()
-    while True:
-        message, sockets, _, _ = socket.recv_fds(control, CONTROL.size, 1)
-        if len(message) < CONTROL.size:
-            break
-        command, child = CONTROL.unpack(message)
-        if command == b"F":
-            child = fork_worker(control, sockets[0], judge)
-            children.add(child)
-        elif child in children:
-            end(child)
-            children.remove(child)
-        control.sendall(CONTROL.pack(command, child))
+    with socket.socket(fileno=control_id) as control:
+        try:
+            judge = load_judge()
+        except ImportError as error:
+            control.sendall(b"E" + str(error).encode())
+            return
+        control.sendall(b"R")
+        while True:
+            message, sockets, _, _ = socket.recv_fds(control, CONTROL.size, 1)
+            if len(message) < CONTROL.size:
+                break
+            command, child = CONTROL.unpack(message)
+            if command == b"F":
+                child = fork_worker(control, sockets[0], judge)
+                children.add(child)
+            elif child in children:
+                end(child)
+                children.remove(child)
+            control.sendall(CONTROL.pack(command, child))
     for child in children:
         end(child)
 
@@ -137,7 +137,8 @@ def fork_worker(control: socket.socket, worker_id: int, judge: Judge) -> int:
     try:
         control.close()
         limit_memory()
-        serve(socket.socket(fileno=worker_id), judge)
+        with socket.socket(fileno=worker_id) as connection:
+            serve(connection, judge)
     finally:
         os._exit(0)  # whatever happened, the parent sees the closed socket, and no handler of the nursery runs twice
 

@@ -1,5 +1,6 @@
 """Compare an answer with a gold answer as far as strings and exact numbers go, without any process."""
 
+import functools
 import re
 
 from .extract import marked_answer
@@ -14,6 +15,8 @@ _HEDGE = re.compile(
     r"^\s*(?:or|i\.e\.|that is|即|或)?,?\s*(?:approximately|approx\.?|about|roughly|around|≈|=|约|大约)?\s*"
 )
 _SEVERAL = re.compile(r"[,;<>≤≥≈≠!]|\\(?:le|ge|lt|gt|ne|approx|equiv)|\b(?:and|or)\b")
+_CLOCK = re.compile(r"(\d{1,2}:\d\d)\s?([ap](?:\.?\s?m)?)\.*", re.IGNORECASE)
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 _LONGEST_GOLD = 200  # characters of text without LaTeX; what is longer is prose, which no rule can grade
 
 
@@ -60,10 +63,14 @@ def compare_plainly(answer: str, gold: str) -> bool | None:
     (True, True, None)
     ```
     """
-    answer, gold = clean(answer), clean(gold)
-    if _squeezed(answer) == _squeezed(gold):
+    answer = clean(answer)
+    gold, squeezed, gold_number = _read_once(gold)
+    if _squeezed(answer) == squeezed:
         return True
-    gold_number = read_number(gold)
+    if (time := _CLOCK.fullmatch(answer)) and (gold_time := _CLOCK.fullmatch(gold)):
+        return _squeezed_time(time) == _squeezed_time(gold_time)
+    if _is_decimal_comma(answer, gold) or _is_decimal_comma(gold, answer):
+        return True
     if gold_number:
         number = read_number(answer) or _number_with_remark(answer)
         if number:
@@ -74,6 +81,25 @@ def compare_plainly(answer: str, gold: str) -> bool | None:
     if re.fullmatch(r"\(?[A-J]\)?", gold) and (choice := _CHOICE.fullmatch(answer)):
         return choice[1].upper() == gold.strip("()")
     return False if _is_words(gold) else None
+
+
+def _is_decimal_comma(text: str, other: str) -> bool:
+    """Whether `1,5` says the same as `1.5`. Only a number with a point tells: by itself it is two numbers."""
+    if not _DECIMAL_COMMA.fullmatch(text) or "." not in other or "," in other:
+        return False
+    number, with_point = read_number(text.replace(",", ".")), read_number(other)
+    return bool(number and with_point and number.value == with_point.value)
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_once(gold: str) -> tuple[str, str, Number | None]:
+    gold = clean(gold)
+    return gold, _squeezed(gold), read_number(gold)
+
+
+def _squeezed_time(time: re.Match[str]) -> str:
+    """`4:30 PM` is `4:30p.m.`; a cut-off `4:30p` is another text."""
+    return time[1].zfill(5) + re.sub(r"[.\s]", "", time[2]).casefold()
 
 
 def _squeezed(text: str) -> str:

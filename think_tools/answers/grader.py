@@ -1,5 +1,6 @@
 """Grade answers in worker processes that are killed at their deadline."""
 
+import asyncio
 import contextlib
 import functools
 import json
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from .algebra import compare_formulas
 from .compare import compare_plainly, read_gold
 from .workers import Worker, Workers
 
@@ -123,6 +125,26 @@ class Grader:
         verdicts = self.verdicts(answers, golds, timeout=timeout)
         return [None if verdict == "gold_unreadable" else verdict == "right" for verdict in verdicts]
 
+    async def grade_async(
+        self, answers: Sequence[str | None], golds: Sequence[object], *, timeout: float | None = None
+    ) -> list[bool | None]:
+        """
+        Like [`~Grader.grade`], without holding up the event loop.
+
+        A task that is cancelled returns at once; the thread behind it ends with the deadlines of its answers.
+
+        Example:
+
+        ```python
+        >>> import asyncio
+        >>> from think_tools.answers import Grader
+
+        >>> asyncio.run(Grader().grade_async(["56,088"], ["56088"]))
+        [True]
+        ```
+        """
+        return await asyncio.to_thread(self.grade, answers, golds, timeout=timeout)
+
     def verdicts(
         self, answers: Sequence[str | None], golds: Sequence[object], *, timeout: float | None = None
     ) -> list[Verdict]:
@@ -148,6 +170,8 @@ class Grader:
                 verdicts[index] = "gold_unreadable"
             elif answer is not None and answer.strip():
                 equal = compare_plainly(answer, gold)
+                if equal is None:
+                    equal = compare_formulas(answer, gold)
                 if equal is None:
                     jobs.append(_Job(index, answer, gold))
                 elif equal:

@@ -74,8 +74,21 @@ def load_judge() -> Judge:
         return b"1" if close else b"0"
 
     # What sympy and the grammar build on first use is built here once, and not in every worker.
-    judge(r"\frac{1}{2}+\sqrt{2}", "x+1", lambda: None)
+    for answer, gold in _EXAMPLES:
+        judge(answer, gold, lambda: None)
     return judge
+
+
+_EXAMPLES = (
+    (r"\frac{1}{2}+\sqrt{2}", "x+1"),
+    (r"\sin^{2}(2x)+\log_{2} 3", r"e^{x}\cdot\ln 2"),
+    (r"\{1,2\}\cup(3,\infty]", r"[1,2)\cap(3,\infty)"),
+    (r"\begin{pmatrix}1&x\\2&3\end{pmatrix}", r"\begin{bmatrix}1&2\\3&4\end{bmatrix}"),
+    (r"1<x\le 2", "y=2x+1"),
+    (r"\binom{5}{2}+3!", r"\sum_{k=1}^{3} k"),
+    ("4:30 p.m.", r"x=2 \text{ or } x=3"),
+    (r"|x|\pm 90^\circ", r"\int_0^1 x\,dx"),
+)
 
 
 _UPRIGHT_LETTER = re.compile(r"\\(?:mathrm|text|mathbf|mathit)\{([A-Za-z])\}")  # the grammar knows e, not \mathrm{e}
@@ -91,26 +104,26 @@ def algebra_text(text: str) -> str:
 
 def main(control_id: int) -> None:
     """Serve the control socket until its other end closes, then end every worker."""
-    control = socket.socket(fileno=control_id)
-    try:
-        judge = load_judge()
-    except ImportError as error:
-        control.sendall(b"E" + str(error).encode())
-        return
-    control.sendall(b"R")
     children: set[int] = set()
-    while True:
-        message, sockets, _, _ = socket.recv_fds(control, CONTROL.size, 1)
-        if len(message) < CONTROL.size:
-            break
-        command, child = CONTROL.unpack(message)
-        if command == b"F":
-            child = fork_worker(control, sockets[0], judge)
-            children.add(child)
-        elif child in children:
-            end(child)
-            children.remove(child)
-        control.sendall(CONTROL.pack(command, child))
+    with socket.socket(fileno=control_id) as control:
+        try:
+            judge = load_judge()
+        except ImportError as error:
+            control.sendall(b"E" + str(error).encode())
+            return
+        control.sendall(b"R")
+        while True:
+            message, sockets, _, _ = socket.recv_fds(control, CONTROL.size, 1)
+            if len(message) < CONTROL.size:
+                break
+            command, child = CONTROL.unpack(message)
+            if command == b"F":
+                child = fork_worker(control, sockets[0], judge)
+                children.add(child)
+            elif child in children:
+                end(child)
+                children.remove(child)
+            control.sendall(CONTROL.pack(command, child))
     for child in children:
         end(child)
 
@@ -124,7 +137,8 @@ def fork_worker(control: socket.socket, worker_id: int, judge: Judge) -> int:
     try:
         control.close()
         limit_memory()
-        serve(socket.socket(fileno=worker_id), judge)
+        with socket.socket(fileno=worker_id) as connection:
+            serve(connection, judge)
     finally:
         os._exit(0)  # whatever happened, the parent sees the closed socket, and no handler of the nursery runs twice
 

@@ -1,14 +1,22 @@
 """Reward right final answers (the accuracy reward of DeepSeek-R1, section 2.2.2, https://huggingface.co/papers/2501.12948)."""
 
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..answers import Verdict, extract_answer, shared_grader
+from ..answers.numbers import clean
 from .completions import Completion, LogExtra, LogMetric, read_traces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Kind = Literal["auto", "math", "choice", "exact"]
+_LETTER = re.compile(r"(?:(?i:option|choice|choose|select)\s|选项?\s?)?\(?([A-J])(?:\)|\s?[.:,、]|$)")
+_CHOSEN = re.compile(
+    r"(?:\b(?i:option|choice|choose|chose|pick|select)\s{1,3}(?:is\s)?|选择?项?[为是]?\s{0,3})[(（*]{0,3}([A-J])(?![A-Za-z])"
+)
 _REWARDS: dict[Verdict, float | None] = {"right": 1.0, "wrong": 0.0, "stopped": 0.0, "gold_unreadable": None}
 
 
@@ -54,16 +62,24 @@ def accuracy_reward(
     [1.0, 0.0, None]
     ```
     """
-    return _AccuracyReward(last_number=False, timeout=5.0, tokenizer=None)(completions, solution, **kwargs)
+    return _AccuracyReward("auto", last_number=False, timeout=5.0, tokenizer=None)(completions, solution, **kwargs)
 
 
 def get_accuracy_reward(
-    last_number: bool = False, timeout: float = 5.0, tokenizer: "PreTrainedTokenizerBase | None" = None
+    kind: Kind = "auto",
+    last_number: bool = False,
+    timeout: float = 5.0,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> Callable[..., list[float | None]]:
     """
     Reward function like [`accuracy_reward`], with settings.
 
     Args:
+        kind (`str`, *optional*, defaults to `"auto"`):
+            What the gold answers are. `"auto"`: each is read as what it looks like. `"math"`: values and formulas; a
+            single letter is a variable, so `(B) 5` does not answer `B`. `"choice"`: letters from A to J; "I choose
+            (B)" and "选B" count too, and any other gold answer gives `None`. `"exact"`: texts, compared letter by
+            letter but for case, width and white space; the answer found or the whole answer part must match.
         last_number (`bool`, *optional*, defaults to `False`):
             Whether an answer without box, tag or sentence is read as the last number in it. This pays guesses.
         timeout (`float`, *optional*, defaults to `5.0`):
@@ -76,7 +92,7 @@ def get_accuracy_reward(
         `Callable`: A picklable reward function for [`~trl.GRPOTrainer`].
 
     Raises:
-        `ValueError`: If `timeout` is not positive.
+        `ValueError`: If `kind` is not one of the four or `timeout` is not positive.
 
     Example:
 
@@ -86,18 +102,25 @@ def get_accuracy_reward(
     >>> reward = get_accuracy_reward(last_number=True)
     >>> reward(["<think>6*7</think>That makes 42, I think."], solution=["42"])
     [1.0]
+    >>> get_accuracy_reward("choice")(["<think>r</think>So I choose (B)."], solution=["B"])
+    [1.0]
     ```
     """
+    if kind not in get_args(Kind):
+        raise ValueError(f"`kind` must be one of {list(get_args(Kind))}, got {kind!r}.")
     if timeout <= 0:
         raise ValueError(f"`timeout` must be a positive number of seconds, got {timeout}.")
-    return _AccuracyReward(last_number, timeout, tokenizer)
+    return _AccuracyReward(kind, last_number, timeout, tokenizer)
 
 
 class _AccuracyReward:
     # A class and no closure: TRL's async GRPO pickles reward functions into a spawned process.
     __name__ = "accuracy_reward"
 
-    def __init__(self, last_number: bool, timeout: float, tokenizer: "PreTrainedTokenizerBase | None"):
+    def __init__(
+        self, kind: Kind, last_number: bool, timeout: float, tokenizer: "PreTrainedTokenizerBase | None"
+    ) -> None:
+        self.kind = kind
         self.last_number = last_number
         self.timeout = timeout
         self.tokenizer = tokenizer
@@ -116,8 +139,7 @@ class _AccuracyReward:
         _check_solution(solution, completions, columns)
         assert solution is not None
         traces = read_traces(completions, prompts=prompts, completion_ids=completion_ids, tokenizer=self.tokenizer)
-        answers = [extract_answer(trace.answer, last_number=self.last_number) for trace in traces]
-        verdicts = shared_grader().verdicts(answers, solution, timeout=self.timeout)
+        answers, verdicts = self._grade([trace.answer for trace in traces], solution)
         if log_metric:
             log_metric("accuracy/no_answer", float(answers.count(None)))
             log_metric("accuracy/stopped", float(verdicts.count("stopped")))
@@ -125,6 +147,49 @@ class _AccuracyReward:
         if log_extra:
             log_extra("answer", [answer or "" for answer in answers])
         return [_REWARDS[verdict] for verdict in verdicts]
+
+    def _grade(self, texts: list[str], golds: Sequence) -> tuple[list[str | None], list[Verdict]]:
+        """The answers found in `texts`, and how they compare with `golds`."""
+        if self.kind == "choice":
+            answers = [_choice(text) for text in texts]
+            return answers, [_verdict(_choice(str(gold)), [a]) for a, gold in zip(answers, golds, strict=True)]
+        answers = [extract_answer(text, last_number=self.last_number) for text in texts]
+        if self.kind == "exact":
+            read = [[_folded(text), _folded(answer)] for text, answer in zip(texts, answers, strict=True)]
+            return answers, [_verdict(_folded(gold), found) for gold, found in zip(golds, read, strict=True)]
+        if self.kind == "math":  # a letter equals nothing but itself
+            rows = zip(answers, golds, strict=True)
+            answers = [None if _is_letter(gold) and clean(a or "") != gold.strip() else a for a, gold in rows]
+        return answers, shared_grader().verdicts(answers, golds, timeout=self.timeout)
+
+
+def _is_letter(gold: object) -> bool:
+    return isinstance(gold, str) and bool(re.fullmatch("[A-J]", gold.strip()))
+
+
+def _choice(text: str) -> str | None:
+    """The choice letter that a text gives as its answer: in the answer found, in a sentence, or in the last line."""
+    answer = extract_answer(text)
+    if answer and (letter := _LETTER.match(clean(answer))):
+        return letter[1]
+    if chosen := _CHOSEN.findall(text):
+        return chosen[-1]
+    letter = _LETTER.match(clean(text.strip().rpartition("\n")[2]))
+    return letter[1] if letter else None
+
+
+def _folded(text: object) -> str | None:
+    """A text without what `kind="exact"` overlooks; numbers are written out, `None` for everything else."""
+    if not isinstance(text, (str, int, float)) or isinstance(text, bool):
+        return None
+    folded = " ".join(unicodedata.normalize("NFKC", str(text)).casefold().split())
+    return folded.strip(".。!\"'“”") or None
+
+
+def _verdict(gold: str | None, found: Sequence[str | None]) -> Verdict:
+    if gold is None:
+        return "gold_unreadable"
+    return "right" if gold in found else "wrong"
 
 
 def _check_solution(solution: Sequence | None, completions: list, columns: dict[str, object]) -> None:

@@ -123,6 +123,104 @@ class _FormatReward:
         return trace.status == "complete" and bool(reasoning or self.allow_empty)
 
 
+def tag_count_reward(completions: list[Completion], **kwargs: Any) -> list[float]:
+    """
+    Reward function that gives 0.25 for each of four things: reasoning that was opened, something in it, its closing
+    marker, something in the answer behind it.
+
+    A softer slope than [`format_reward`] for a policy that never gets the format right by chance. In Open-R1's tag
+    count, from which the idea is, order and content do not matter; here a tag only counts where it belongs, a marker
+    that is written twice loses its 0.25, and markers are no content.
+
+    Args:
+        completions (`list[str]` or `list[list[dict]]`):
+            Completions, as text or messages.
+        **kwargs:
+            What the trainer passes.
+
+    Returns:
+        `list[float]`: 0.0, 0.25, 0.5, 0.75 or 1.0. A direct answer gets 0.0.
+
+    Example:
+
+    ```python
+    >>> from think_tools.rewards import tag_count_reward
+
+    >>> tag_count_reward(["<think>2+2</think>4", "<think>2+2</think>", "<think>2+2", "<think><think><think>", "4"])
+    [1.0, 0.75, 0.5, 0.0, 0.0]
+    ```
+    """
+    return get_tag_count_reward()(completions, **kwargs)
+
+
+def get_tag_count_reward(
+    answer_tags: bool = False, tokenizer: "PreTrainedTokenizerBase | None" = None
+) -> Callable[..., list[float]]:
+    """
+    Reward function like [`tag_count_reward`], with settings.
+
+    Args:
+        answer_tags (`bool`, *optional*, defaults to `False`):
+            Whether `<answer>` and `</answer>` around the answer count as well. Each of the six things gives 1/6 then.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*):
+            The policy's tokenizer, to read prefilled, cut and special-token output right.
+
+    Returns:
+        `Callable`: A picklable reward function for [`~trl.GRPOTrainer`]; each reward is in `[0.0, 1.0]`.
+
+    Example:
+
+    ```python
+    >>> from think_tools.rewards import get_tag_count_reward
+
+    >>> get_tag_count_reward(answer_tags=True)(["<think>2+2</think><answer>4</answer>", "<think>2+2</think><answer>"])
+    [1.0, 0.6666666666666666]
+    ```
+    """
+    return _TagCountReward(answer_tags, tokenizer)
+
+
+class _TagCountReward:
+    # A class and no closure: TRL's async GRPO pickles reward functions into a spawned process.
+    __name__ = "tag_count_reward"
+
+    def __init__(self, answer_tags: bool, tokenizer: "PreTrainedTokenizerBase | None") -> None:
+        self.answer_tags = answer_tags
+        self.tokenizer = tokenizer
+
+    def __call__(
+        self,
+        completions: list[Completion],
+        *,
+        prompts: list | None = None,
+        completion_ids: list[list[int]] | None = None,
+        **columns: object,
+    ) -> list[float]:
+        traces = read_traces(completions, prompts=prompts, completion_ids=completion_ids, tokenizer=self.tokenizer)
+        return [self._share(trace) for trace in traces]
+
+    def _share(self, trace: Trace) -> float:
+        if trace.reasoning is None:
+            return 0.0
+        closed, text = trace.status == "complete", f"{trace.reasoning}\n{trace.answer}"
+        earned = [
+            THINK.open not in text,
+            _has_content(trace.reasoning),
+            closed and THINK.close not in text,
+            closed and _has_content(trace.answer),
+        ]
+        if self.answer_tags:
+            earned.append(trace.answer.startswith(_ANSWER_OPEN) and text.count(_ANSWER_OPEN) == 1)
+            earned.append(trace.answer.endswith(_ANSWER_CLOSE) and text.count(_ANSWER_CLOSE) == 1)
+        return sum(earned) / len(earned)
+
+
+def _has_content(part: str) -> bool:
+    for marker in (THINK.open, THINK.close, _ANSWER_OPEN, _ANSWER_CLOSE):
+        part = part.replace(marker, "")
+    return bool(part.strip())
+
+
 def _holds(text: str, *markers: str) -> bool:
     return any(marker in text for marker in markers)
 

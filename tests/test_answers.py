@@ -10,8 +10,10 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from adversarial import HANGS
 
 from think_tools import extract_answer, same_answer
 from think_tools.answers import Grader, audit_solutions, nursery, shared_grader, workers
@@ -19,12 +21,12 @@ from think_tools.answers.algebra import compare_formulas
 from think_tools.answers.compare import compare_plainly, read_gold
 from think_tools.answers.grader import _forget_in_child
 
-# https://github.com/huggingface/Math-Verify/issues/65: outlives every alarm, in the main thread too.
-HANGS = r"\dfrac{5^{\left(5^{\left(5^{\left(5^5\right)}\right)} - 4\right)} - 5}{16}"
-
 EXTRACTED = {
     "a box": (r"So we get \boxed{42}.", "42"),
     "the last of two boxes": (r"\boxed{43}, no: \boxed{42}", "42"),
+    "two boxes that are one answer": (r"$\boxed{1}$ and $\boxed{2}$", "1, 2"),
+    "boxes in a row, where the last corrects the first": (r"\boxed{1} \boxed{2}", "2"),
+    "a box in a box beside another": (r"\boxed{\boxed{1}}, \boxed{2}", "1, 2"),
     "a box with braces": (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
     "a box in a box": (r"\boxed{\boxed{5}}", "5"),
     "a box with escaped braces": (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
@@ -37,6 +39,8 @@ EXTRACTED = {
     "answer tags with a box": (r"<answer>It is \boxed{42}</answer>", "42"),
     "answer tags that are not closed": ("<answer>it is 42", None),
     "four hashes": ("Add them.\n#### 1,000", "1,000"),
+    "four hashes twice in a line": ("#### 41 #### 42", "42"),
+    "an English word before a formula": ("Answer $$ 9 $$", "9"),
     "four hashes that are a heading": ("#### Sum\nWe add 2 and 2.", None),
     "an English sentence": ("We add. The answer is 42.", "42"),
     "an English sentence with a reason": ("The answer is $3.5$, because 7/2 is it.", "3.5"),
@@ -158,6 +162,7 @@ GOLDS = {
     "dollars": ("$5$", "5"),
     "box": (r"\boxed{5}", "5"),
     "worked solution with a box": (r"Add. $2+3=\boxed{5}$ apples.", "5"),
+    "sentence": ("The answer is 5.", "5"),
     "GSM8K": ("2+3 = <<2+3=5>>5\n#### 5", "5"),
     "integer": (5, "5"),
     "float": (0.5, "0.5"),
@@ -497,6 +502,7 @@ FORMULAS = {
     "power too large": ("2^{100000}", "x", None),
     "too many digits": ("(2^{500})^{50}x", "x", None),
     "too many terms": ("(x+y+z+w)^{300}", "x", None),
+    "too large to compare": (r"\frac{(a+b+c)^8}{(d+2)^5(a+1)^6}", r"\frac{(p+q+r)^8}{(s+2)^5(p+1)^6}", None),
     "too deep": ("(" * 20 + "x" + ")" * 20, "x", None),
     "deep tuples": ("(1," * 20 + "1" + ")" * 20, "(1,2)", None),
     "too long": ("x+" * 200 + "x", "x", None),
@@ -517,6 +523,7 @@ FORMULAS = {
     "function of its own": ("f(x)", "g(x)", None),
     "mixed number in a sum": (r"x+2\frac12", "x", None),
     "relation": ("x<2", "x<3", None),
+    "set of a formula that is half read": ("x+1)", "x", None),
     "assignment": ("x=2y+1", "1+2y", True),
     "assignment of a number": ("5", "x=5", True),
     "assignment to another letter": ("y=5", "x=5", None),
@@ -545,6 +552,7 @@ FORMULAS = {
     "another matrix": (r"\begin{pmatrix}1&2\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}", False),
     "separators": ("1,000x", "1000x", None),
     "bracket that closes nothing": ("1),(2", "1", None),
+    "two brackets closed by one": ("((x)", "x", None),
     "bracket that is not closed": ("(x+1", "x", None),
     "an upright letter": (r"\mathrm{e}+1", "1+e", True),
 }
@@ -557,7 +565,7 @@ def test_compare_formulas_in_process(answer, gold, expected):
 
 @pytest.mark.slow
 def test_formulas_in_process_agree_with_algebra_in_a_worker():
-    """What the quick rules call equal or different, `math_verify` calls the same, but for the exceptions named here."""
+    """`math_verify` gives the verdict of the quick rules, but for the exceptions named here."""
     differs = {
         "tiny powers": "it rounds to six places",
         "set for a tuple": "it pays a set for a tuple",
@@ -681,9 +689,10 @@ def test_a_nursery_that_ends_while_it_forks_is_an_error():
 
 
 def test_grading_by_algebra_needs_forks(monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="needs Linux or macOS. Use WSL"):
-        patch.setattr(os, "name", "nt")
-        workers.Workers().fork()
+    fresh = workers.Workers()
+    monkeypatch.setattr(workers, "os", SimpleNamespace(name="nt"))
+    with pytest.raises(RuntimeError, match=r"needs Linux or macOS\. Use WSL"):
+        fresh.fork()
 
 
 def test_a_nursery_that_does_not_end_is_killed():

@@ -3,7 +3,7 @@
 import functools
 import re
 
-from .extract import marked_answer
+from .extract import marked_answer, stated_answer
 from .numbers import Number, clean, read_number, same_number, unwrap
 
 _CHOICE = re.compile(r"(?:(?:option|choice|选项)\s?)?\(?([A-J])(?:\)|\s?[.:、]|$)(?!\w).*", re.IGNORECASE | re.DOTALL)
@@ -22,8 +22,8 @@ _LONGEST_GOLD = 200  # characters of text without LaTeX; what is longer is prose
 
 def read_gold(solution: object) -> str | None:
     r"""
-    Read a gold answer in any of its usual forms: `5`, `$5$`, `\boxed{5}`, a worked solution that ends in `#### 5` or
-    holds a box, a choice letter, a word; integers and floats are written out.
+    Read a gold answer in any of its usual forms: `5`, `$5$`, `\boxed{5}`, a worked solution that ends in `#### 5`,
+    holds a box or says "The answer is 5.", a choice letter, a word; integers and floats are written out.
 
     Returns:
         `str` or `None`: The bare answer; `None` if there is nothing to compare with (empty, another type, prose of
@@ -42,7 +42,7 @@ def read_gold(solution: object) -> str | None:
         solution = str(solution)
     if not isinstance(solution, str):
         return None
-    gold = marked_answer(solution) or unwrap(solution)
+    gold = marked_answer(solution) or stated_answer(solution) or unwrap(solution)
     prose = len(gold) > _LONGEST_GOLD and "\\" not in gold and not re.search(r"\d", gold)
     return None if not clean(gold) or prose else gold
 

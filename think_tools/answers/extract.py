@@ -5,12 +5,18 @@ import re
 from .numbers import clean, read_number, unwrap
 
 _BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)\s{0,9}\{|\\.|[{}]", re.DOTALL)
+# Between boxes that are one answer together: "\boxed{1} and \boxed{2}", but not "\boxed{1}, no: \boxed{2}".
+_JOINT = re.compile(
+    r"(?:[\s$]|\\q?quad|\\[()\[\],;]|,|;|\b(?:and|or)\b|\\text\{\s?(?:,|and|or)\s?\}|[和或与及、，]){1,20}"
+)
+_BLANK = re.compile(r"(?:[\s$]|\\q?quad|\\[()\[\]])*")
 _VISIBLE = re.compile(r"\S")
 _HASHES = re.compile(r"(?<!#)####(?!#)[ \t]{0,9}(\S[^\n]*)")
 # White space is bounded everywhere: two neighbouring `\s*` cost quadratic time on a long run of blanks.
 _ENGLISH = re.compile(
     r"\banswer\b[*_]{0,2}"
-    r"(?:\s{0,9}[:=]|\s{1,9}(?:to\b[^.\n:]{0,80}?\s)?(?:is|are|equals|would be|should be)\b\s{0,3}:?)"
+    r"(?:\s{0,9}[:=]|\s{0,9}(?=\$|\\[(\[])"
+    r"|\s{1,9}(?:to\b[^.\n:]{0,80}?\s)?(?:is|are|equals|would be|should be)\b\s{0,3}:?)"
     r"[*_]{0,2}\s{0,20}",
     re.IGNORECASE,
 )
@@ -64,7 +70,7 @@ def extract_answer(text: str, *, last_number: bool = False) -> str | None:
     """
     if not isinstance(text, str):
         raise TypeError(f"`text` must be a string, got {type(text).__name__}. Pass the `answer` of a `Trace`.")
-    answer = marked_answer(text) or _stated(text) or _bare(text)
+    answer = marked_answer(text) or stated_answer(text) or _bare(text)
     if answer is None and last_number:
         numbers = _NUMBER_IN_TEXT.findall(text)
         return numbers[-1] if numbers else None
@@ -74,6 +80,8 @@ def extract_answer(text: str, *, last_number: bool = False) -> str | None:
 def marked_answer(text: str) -> str | None:
     r"""
     Return what stands in the last `\boxed{…}`, else in the last `<answer>…</answer>`, else after `####`.
+
+    Boxes that only a comma, "and" or "or" joins are one answer with several parts.
 
     A line of `####` that is not the last one counts only with a plain number, because Markdown writes headings so.
 
@@ -93,21 +101,35 @@ def marked_answer(text: str) -> str | None:
 
 
 def _boxed(text: str) -> str | None:
-    """Content of the box that closes last, in one pass; `{` without `}` closes no box and hides none before it."""
-    found: tuple[int, int] | None = None
-    inner_ends: tuple[int, int] | None = None  # where the box found last begins (its backslash) and ends
+    """Content of the box that closes last, with those it is joined to; `{` without `}` hides no box before it."""
+    boxes = _boxes(text) if "box" in text else []
+    joined = []
+    for box, after in zip(reversed(boxes), [None, *reversed(boxes)], strict=False):
+        if after and not (_JOINT.fullmatch(between := text[box[3] : after[0]]) and not _BLANK.fullmatch(between)):
+            break
+        joined.append(text[box[1] : box[2]])
+    return ", ".join(reversed(joined)) or None
+
+
+def _boxes(text: str) -> list[tuple[int, int, int, int]]:
+    """Start, start and end of the content, and end of each box in one pass; of nested boxes only the inner one."""
+    boxes: list[tuple[int, int, int, int]] = []
+    inner: tuple[int, int] | None = None  # where the box closed last begins (its backslash) and ends
     openers: list[tuple[int, int]] = []  # (start of the token, start of the content or -1)
-    for token in _BOX_TOKEN.finditer(text) if "box" in text else ():
+    for token in _BOX_TOKEN.finditer(text):
         mark, start, end = token[0], token.start(), token.end()
         if mark == "{" or (len(mark) > 2 and mark.endswith("{")):
             openers.append((start, end if mark != "{" else -1))
         elif mark == "}" and openers:
             opened_at, content = openers.pop()
-            if content >= 0 and _VISIBLE.search(text, content, start) and inner_ends != (content, start):
-                found = (content, start)  # a box that holds nothing but a box leaves the inner one
-            if content >= 0:
-                inner_ends = (opened_at, end)
-    return text[slice(*found)] if found else None
+            if content < 0:
+                continue
+            if inner == (content, start) and boxes:
+                boxes[-1] = (opened_at, *boxes[-1][1:3], end)  # a box that holds nothing but a box
+            elif _VISIBLE.search(text, content, start):
+                boxes.append((opened_at, content, start, end))
+            inner = (opened_at, end)
+    return boxes
 
 
 def _tagged(text: str) -> str | None:
@@ -120,12 +142,23 @@ def _hashed(text: str) -> str | None:
     lines = list(_HASHES.finditer(text)) if "####" in text else []
     for line in reversed(lines):
         if not _VISIBLE.search(text, line.end()) or read_number(clean(line[1])):
-            return line[1]
+            return line[1].rpartition("####")[2]
     return None
 
 
-def _stated(text: str) -> str | None:
-    """The value of the last sentence that says what the answer is."""
+def stated_answer(text: str) -> str | None:
+    """
+    Return the value of the last sentence that says what the answer is, in English or Chinese.
+
+    Example:
+
+    ```python
+    >>> from think_tools.answers.extract import stated_answer
+
+    >>> stated_answer("First 41. So the answer is 42, because 6*7=42."), stated_answer("It may be 42.")
+    ('42', None)
+    ```
+    """
     ends = [anchor.end() for pattern in (_ENGLISH, _CHINESE) for anchor in pattern.finditer(text)]
     if not ends:
         return None

@@ -43,7 +43,7 @@ def unwrap(text: str) -> str:
                 text = text[len(opening) : -len(closing)]
         if text == before:
             break
-    return text.strip(" \t\r\n*`$")
+    return text.strip(" \t\r\n*`$").strip()
 
 
 def clean(text: str) -> str:

@@ -16,6 +16,7 @@ _HEDGE = re.compile(
 )
 _SEVERAL = re.compile(r"[,;<>≤≥≈≠!]|\\(?:le|ge|lt|gt|ne|approx|equiv)|\b(?:and|or)\b")
 _CLOCK = re.compile(r"(\d{1,2}:\d\d)\s?([ap](?:\.?\s?m)?)\.*", re.IGNORECASE)
+_BASED = re.compile(r"(\w+)_(?:\{(\d+)\}|(\d+))")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 _LONGEST_GOLD = 200  # characters of text without LaTeX; what is longer is prose, which no rule can grade
 
@@ -69,6 +70,9 @@ def compare_plainly(answer: str, gold: str) -> bool | None:
         return True
     if (time := _CLOCK.fullmatch(answer)) and (gold_time := _CLOCK.fullmatch(gold)):
         return _squeezed_time(time) == _squeezed_time(gold_time)
+    if (based := _BASED.fullmatch(gold)) and based[1].isdigit():  # 52 is not 52 in base 8
+        given = _BASED.fullmatch(answer)
+        return bool(given) and (given[1], given[2] or given[3]) == (based[1], based[2] or based[3])
     if _is_decimal_comma(answer, gold) or _is_decimal_comma(gold, answer):
         return True
     if gold_number:

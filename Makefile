@@ -33,6 +33,7 @@ style: install
 
 bench: install
 	$(BIN)/python -m tests.benchmarks.parsing
+	$(BIN)/python -m tests.benchmarks.rewards
 
 clean:
 	rm -rf .venv out build dist *.egg-info

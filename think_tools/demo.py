@@ -252,7 +252,7 @@ def _train_cold_start(
     base: Model, tokenizer: PreTrainedTokenizerBase, seed: int, folder: Path, console: Console
 ) -> Model:
     """What `recipes/sft.py --config recipes/tiny/cold_start.yaml` does."""
-    console.print(f"Training the cold start for {COLD_START['max_steps']} steps: about 25 minutes on two idle cores.")
+    console.print(f"Training the cold start for {COLD_START['max_steps']} steps: about 15 minutes.")
     args = SFTConfig(
         output_dir=str(folder / "cold_start"),
         max_length=None,

@@ -3,7 +3,7 @@ A chat page for models that think: the reasoning appears live in a pane of its o
 
 ```
 python space/app.py                                             # the embedded model, which knows arithmetic
-MODEL_ID=Qwen/Qwen3-0.6B python space/app.py                    # any model whose reasoning stands in <think> tags
+MODEL_ID=Qwen/Qwen3-0.6B python space/app.py                    # any model; its think markers are found by themselves
 ADAPTER_ID=user/my-adapter python space/app.py                  # an adapter and its tokenizer; it names its base
 ```
 """
@@ -29,9 +29,12 @@ from think_tools.tiny import load_tiny
 
 logger = logging.getLogger(__name__)
 
-# `TransformersBackend.stream`, or anything that yields the same events for (messages, params, enable_thinking=...).
+# `TransformersBackend.stream`, or anything that yields the same events for (messages, params, **THINKING_SWITCHES).
 Stream = Callable[..., AsyncGenerator[Delta | Candidate, None]]
 Updates = AsyncGenerator[tuple[Any, Any], None]  # values of the chatbot and of the text box
+
+# Variables with which chat templates switch thinking on and off; DeepSeek, Granite and Kimi read the second.
+THINKING_SWITCHES = ("enable_thinking", "thinking")
 
 # The browser's limits do not bind a client of the API, so the server keeps its own.
 MAX_TOKENS = 4096
@@ -218,7 +221,8 @@ class Chat:
         params = SamplingParams(
             max_tokens=min(max(int(max_tokens), 1), MAX_TOKENS), temperature=min(max(float(temperature), 0.0), 2.0)
         )
-        turn = Turn(self.stream(to_prompt(history), params, enable_thinking=bool(thinking)))
+        switches = dict.fromkeys(THINKING_SWITCHES, bool(thinking))
+        turn = Turn(self.stream(to_prompt(history), params, **switches))
         self.running[turn] = request.session_hash
         try:
             yield [*history, *turn.messages(done=False)], gr.update(value="", submit_btn=False, stop_btn=True)

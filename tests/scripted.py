@@ -1,9 +1,11 @@
-"""The Space's app, and a stand-in for `TransformersBackend.stream` that says a given text, for the Space's tests."""
+"""The Space's app, and models that say a given text: a stand-in for `TransformersBackend.stream`, and a real one."""
 
 import asyncio
 import importlib.util
+import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -38,6 +40,26 @@ def in_a_loop(make: Callable[[], T]) -> T:
         return thread.submit(asyncio.run, run()).result()
 
 
+@contextmanager
+def saying(backend, *texts, ids=None, steps=None):
+    """Make the model say one text per sequence, then end its turn; `steps` collects the thread of each pass."""
+    end = backend.tokenizer.eos_token_id
+    rows = ids or [[*backend.tokenizer.encode(text), end] for text in texts]
+    steps = [] if steps is None else steps
+
+    def force(module, args, output):
+        for i, row in enumerate(rows):
+            output.logits[i, -1] = -100.0
+            output.logits[i, -1, row[min(len(steps), len(row) - 1)]] = 100.0
+        steps.append(threading.get_ident())
+
+    handle = backend.model.register_forward_hook(force)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 class ScriptedStream:
     """
     Says `text` in pieces of four characters, each counted as a token.
@@ -55,10 +77,11 @@ class ScriptedStream:
         self.running = 0  # generations that neither ended nor were closed
 
     async def __call__(
-        self, messages: list[dict], params: SamplingParams, *, enable_thinking: bool = True
+        self, messages: list[dict], params: SamplingParams, *, enable_thinking: bool = True, thinking: bool = True
     ) -> AsyncGenerator[Delta | Candidate, None]:
         self.prompts.append(messages)
         self.params.append(params)
+        assert thinking == enable_thinking
         text = self.text if enable_thinking else self.text.partition("</think>")[2]
         pieces = [text[i : i + 4] for i in range(0, len(text), 4)]
         said, split = pieces[: params.max_tokens], ThinkStream()

@@ -1,10 +1,10 @@
 import asyncio
 import re
-import threading
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 
 import pytest
 import torch
+from scripted import saying
 from transformers import AutoModelForCausalLM
 
 from think_tools import Trace
@@ -24,26 +24,6 @@ def model(tiny_model):
 @pytest.fixture
 def backend(model, tokenizer):
     return TransformersBackend(model, tokenizer)
-
-
-@contextmanager
-def saying(backend, *texts, ids=None, steps=None):
-    """Make the model say one text per sequence, then end its turn; `steps` collects the thread of each pass."""
-    end = backend.tokenizer.eos_token_id
-    rows = ids or [[*backend.tokenizer.encode(text), end] for text in texts]
-    steps = [] if steps is None else steps
-
-    def force(module, args, output):
-        for i, row in enumerate(rows):
-            output.logits[i, -1] = -100.0
-            output.logits[i, -1, row[min(len(steps), len(row) - 1)]] = 100.0
-        steps.append(threading.get_ident())
-
-    handle = backend.model.register_forward_hook(force)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 async def collect(events):

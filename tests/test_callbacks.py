@@ -4,7 +4,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from think_tools import parse
+from think_tools import FORMATS, parse
 from think_tools.backends import Candidate, SamplingParams, TransformersBackend
 from think_tools.callbacks import ThinkEvalCallback
 
@@ -60,7 +60,7 @@ def scripted(monkeypatch):
 
     def script(*groups: list[Candidate]):
         def sample(backend, prompts, params, **kwargs):
-            calls.append({"prompts": prompts, "params": params, **kwargs})
+            calls.append({"prompts": prompts, "params": params, "fmt": backend.fmt, **kwargs})
             return list(groups)
 
         monkeypatch.setattr(TransformersBackend, "sample", sample)
@@ -104,6 +104,14 @@ def test_the_numbers_of_a_round(make_trainer, scripted, groups, expected):
     assert {name: metrics.get(name) for name in expected} == expected
     shares = [metrics[status] for status in ("closed", "truncated", "no_think", "unclosed")]
     assert sum(shares) == 1
+
+
+def test_the_markers_are_those_of_the_tokenizer_unless_given(make_trainer, scripted):
+    calls, trainer = scripted([RIGHT], [RIGHT]), make_trainer()
+    ThinkEvalCallback(QUESTIONS, trainer=trainer, every=1, fmt=FORMATS["magistral"]).evaluate()
+    trainer.processing_class.chat_template = trainer.processing_class.chat_template.replace("think>", "seed:think>")
+    ThinkEvalCallback(QUESTIONS, trainer=trainer, every=1).evaluate()
+    assert [call["fmt"] for call in calls] == [FORMATS["magistral"], FORMATS["seed_oss"]]
 
 
 @pytest.mark.parametrize(

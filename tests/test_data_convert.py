@@ -6,6 +6,7 @@ import logging
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset, concatenate_datasets, load_dataset
 
+from think_tools import FORMATS
 from think_tools.data import to_think
 from think_tools.tiny import arithmetic_problems
 
@@ -61,6 +62,25 @@ CASES = {
         {"messages": [user("Q"), assistant("<think>\n\n</think>\n\nA")]},
         ([user("Q")], None, "A", None),
     ),
+    "messages with OpenThoughts' markers": (
+        {
+            "messages": [
+                user("Q"),
+                assistant(
+                    "<|begin_of_thought|>\n\nR\n\n<|end_of_thought|>\n\n<|begin_of_solution|>A<|end_of_solution|>"
+                ),
+            ]
+        },
+        ([user("Q")], "R", "A", None),
+    ),
+    "several turns with Mistral's markers": (
+        {"messages": [user("Q1"), assistant("[THINK]R1[/THINK]A1"), user("Q2"), assistant("\n[THINK]R2[/THINK]A2")]},
+        ([user("Q1"), assistant("A1", reasoning_content="R1"), user("Q2")], "R2", "A2", None),
+    ),
+    "a reasoning column with another family's markers": (
+        {"input": "Q", "reasoning_content": "<seed:think>R</seed:think>", "content": "A"},
+        ([user("Q")], "R", "A", None),
+    ),
     "several turns": (
         {"messages": [user("Q1"), assistant("<think>R1</think>A1"), user("Q2"), assistant("<think>R2</think>A2")]},
         ([user("Q1"), assistant("A1", reasoning_content="R1"), user("Q2")], "R2", "A2", None),
@@ -109,6 +129,23 @@ def test_converting_twice_changes_nothing(row, expected):
 def test_a_stream_gives_the_same_rows(row, expected):
     rows = Dataset.from_list([row])
     assert next(iter(to_think(rows.to_iterable_dataset()))) == to_think(rows)[0]
+
+
+def test_markers_made_of_words_have_to_be_given():
+    text = "Here is my thought process: R Here is my response: A"
+    rows = [{"messages": [user("Q"), assistant(text)]}]
+    assert parts(to_think(rows)[0])[1:3] == (None, text)
+    assert parts(to_think(rows, fmt=FORMATS["granite_3_2"])[0])[1:3] == ("R", "A")
+
+
+def test_a_given_format_comes_before_the_markers_in_the_text(caplog):
+    rows = [
+        {"messages": [user("Q"), assistant(text)]} for text in ("[THINK]R[/THINK]A", "<think>R</think>A", "[THINK]R")
+    ]
+    with caplog.at_level(logging.WARNING):
+        assert [parts(row)[1:3] for row in to_think(rows)] == [("R", "A"), ("R", "A")]
+    assert "`to_think` dropped 1 of 3 rows: reasoning without closing marker (1)." in caplog.text
+    assert parts(to_think(rows[:1], fmt=FORMATS["think"])[0])[1:3] == (None, "[THINK]R[/THINK]A")
 
 
 def test_a_stream_without_known_columns():

@@ -97,6 +97,69 @@ def test_answer_markers(text, reasoning, answer):
         assert streamed(text, (size,), fmt=ANSWER_TAGS)[0] == trace
 
 
+GEMMA, MAGISTRAL, GPT_OSS = FORMATS["gemma_4"], FORMATS["magistral"], FORMATS["gpt_oss"]
+# name -> (text, format, the trace), by the rules of one family
+FAMILY_RULES = {
+    "stop token": ("<think>r</think>4<|im_end|>", THINK, Trace("r", "4", "complete")),
+    "stop tokens and padding": ("4<|im_end|>\n<|endoftext|><|endoftext|>\n", THINK, Trace(None, "4", "no_think")),
+    "stop token in the reasoning": ("<think>r<|im_end|>", THINK, Trace("r", "", "truncated")),
+    "nothing but a stop token": ("<|im_end|>", THINK, Trace(None, "", "no_think")),
+    "stop token after the answer tag": (
+        "<think>r</think><answer>4</answer><|eot_id|>",
+        ANSWER_TAGS,
+        Trace("r", "4", "complete"),
+    ),
+    "stop token inside is text": ("Write <|im_end|> last.", THINK, Trace(None, "Write <|im_end|> last.", "no_think")),
+    "cut off in a stop token": ("4<|im_end|><|im_", THINK, Trace(None, "4<|im_end|><|im_", "no_think")),
+    "HTML is no stop token": ("<s>4</s>", THINK, Trace(None, "<s>4</s>", "no_think")),
+    "Mistral's is": ("[THINK]r[/THINK]4</s>", MAGISTRAL, Trace("r", "4", "complete")),
+    "no stop tokens wanted": (
+        "4<|im_end|>",
+        ThinkFormat("mine", "<t>", "</t>", stop=()),
+        Trace(None, "4<|im_end|>", "no_think"),
+    ),
+    "long form of a marker": ("<|channel>thought\nr<channel|>4", GEMMA, Trace("r", "4", "complete")),
+    "short form of a marker": ("<|channel>r<channel|>4", GEMMA, Trace("r", "4", "complete")),
+    "short form before a similar word": ("<|channel>thousands<channel|>4", GEMMA, Trace("thousands", "4", "complete")),
+    "cut off between the forms": ("<|channel>thou", GEMMA, Trace(None, "<|channel>thou", "no_think")),
+    "answer without reasoning": ("<|channel|>final<|message|>4<|return|>", GPT_OSS, Trace(None, "4", "no_think")),
+    "answer in a schema": (
+        "<|channel|>analysis<|message|>r<|end|><|start|>assistant<|channel|>final <|constrain|>json<|message|>{}",
+        GPT_OSS,
+        Trace("r", "{}", "complete"),
+    ),
+    "text before the reasoning": ("So: [THINK]r[/THINK]4", MAGISTRAL, Trace("r", "So: 4", "complete")),
+    "text and nothing else": ("So: 4", MAGISTRAL, Trace(None, "So: 4", "no_think")),
+    "text before, never closed": ("So: [THINK]r", MAGISTRAL, Trace("r", "So:", "truncated")),
+    "text before the second block": ("[THINK]r[/THINK]4[THINK]", MAGISTRAL, Trace("r", "4[THINK]", "complete")),
+    "skips thinking by a closing marker": ("</mm:think>4", FORMATS["minimax_m3"], Trace(None, "4", "no_think")),
+    "elsewhere such a marker is text": ("</think>4", THINK, Trace(None, "</think>4", "no_think")),
+    "a tool call in the reasoning is text": (
+        "<think>r<tool_call>c</think>4",
+        THINK,
+        Trace("r<tool_call>c", "4", "complete"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "fmt", "expected"), FAMILY_RULES.values(), ids=FAMILY_RULES)
+def test_the_rules_of_one_family(text, fmt, expected):
+    assert parse(text, fmt=fmt) == expected
+    for size in (1, 2, 3, 7, 1000):
+        trace, shown = streamed(text, (size,), fmt=fmt)
+        assert trace == expected
+        if expected.status != "truncated":
+            assert trace.answer.startswith("".join(piece for part, piece in shown if part == "answer").strip())
+
+
+def test_a_stop_token_is_shown_only_if_text_follows():
+    stream = ThinkStream()
+    shown = [stream.feed(delta) for delta in ["4", "<|im_", "end|>", "\n", "<|im_end|>", " ", "5"]]
+    assert shown[:6] == [(("answer", "4"),), (), (), (), (), ()]
+    assert shown[6] == (("answer", "<|im_end|>\n<|im_end|> "), ("answer", "5"))
+    assert stream.finish().answer == "4<|im_end|>\n<|im_end|> 5"
+
+
 def test_a_marker_in_pieces_is_never_shown():
     stream = ThinkStream()
     shown = [piece for delta in ["<thi", "nk>2+2", "</th", "ink>", "4"] for piece in stream.feed(delta)]
@@ -137,13 +200,27 @@ PIECES = [
     "答",
     "\0",
 ]
-TEXTS = st.lists(st.sampled_from(PIECES), max_size=14).map("".join) | st.text(max_size=20)
+FAMILY_PIECES = [
+    "<|im_end|>",
+    "<|im_",
+    "<tool_call>",
+    "[THINK]",
+    "[/THINK]",
+    "</s>",
+    "<|channel>",
+    "thought",
+    "<channel|>",
+]
+THINK_TEXTS = st.lists(st.sampled_from(PIECES), max_size=14).map("".join) | st.text(max_size=20)
+TEXTS = st.lists(st.sampled_from(PIECES + FAMILY_PIECES), max_size=14).map("".join) | st.text(max_size=20)
+FORMATS_READ = st.sampled_from([THINK, ANSWER_TAGS, GEMMA, MAGISTRAL, FORMATS["minimax_m3"]])
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=5)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(TEXTS, SIZES, st.booleans(), st.sampled_from([True, False, None]), st.sampled_from([THINK, ANSWER_TAGS]))
+@given(TEXTS, SIZES, st.booleans(), st.sampled_from([True, False, None]), FORMATS_READ)
 @example(" \n<answer>4</answer>", [1], False, None, ANSWER_TAGS)
+@example("<|channel>thought", [2], False, None, GEMMA)
 def test_every_way_of_cutting_gives_the_trace_of_the_whole_text(text, sizes, opened, finished, fmt):
     trace, shown = streamed(text, sizes, opened=opened, finished=finished, fmt=fmt)
     assert trace == parse(text, opened=opened, finished=finished, fmt=fmt)
@@ -154,10 +231,19 @@ def test_every_way_of_cutting_gives_the_trace_of_the_whole_text(text, sizes, ope
     answer = "".join(text for part, text in shown if part == "answer").strip()
     assert trace.status == "unclosed" or trace.answer.startswith(answer)
     if fmt is THINK:
-        assert_nothing_is_lost(trace, text)
+        assert_nothing_is_lost(trace, without_stop(text, fmt))
 
 
 MARKERS = re.compile(r"</?think>|\s")
+
+
+def without_stop(text: str, fmt: ThinkFormat) -> str:
+    """The text without the stop tokens that it ends in, one after the other."""
+    text = text.rstrip()
+    for token in fmt.stop:
+        if text.endswith(token):
+            return without_stop(text.removesuffix(token), fmt)
+    return text
 
 
 def assert_nothing_is_lost(trace: Trace, text: str) -> None:
@@ -166,13 +252,17 @@ def assert_nothing_is_lost(trace: Trace, text: str) -> None:
     assert sorted(kept) == sorted(MARKERS.sub("", text))
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(TEXTS, SIZES, st.booleans())
-def test_interleaved_blocks_do_not_depend_on_the_cuts_and_lose_nothing(text, sizes, opened):
-    whole, _ = streamed(text, (len(text) or 1,), opened=opened, interleaved=True)
-    trace, _ = streamed(text, sizes, opened=opened, interleaved=True)
-    assert trace == whole
-    assert "".join(MARKERS.sub("", block) for _, block in trace.blocks) == MARKERS.sub("", text)
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(TEXTS, SIZES, st.booleans(), st.sampled_from([True, False, None]), FORMATS_READ)
+def test_interleaved_blocks_do_not_depend_on_the_cuts_and_lose_nothing(text, sizes, opened, finished, fmt):
+    trace, _ = streamed(text, sizes, opened=opened, finished=finished, fmt=fmt, interleaved=True)
+    assert trace == parse(text, opened=opened, finished=finished, fmt=fmt, interleaved=True)
+    assert trace.reasoning is None or trace.reasoning == "\n\n".join(
+        t for part, t in trace.blocks if part == "reasoning"
+    )
+    if fmt is THINK:
+        blocks = "".join(MARKERS.sub("", block) for _, block in trace.blocks)
+        assert blocks == MARKERS.sub("", without_stop(text, fmt))
 
 
 def test_interleaved_reasoning_keeps_its_blocks_in_order():
@@ -188,6 +278,75 @@ def test_interleaved_reasoning_with_answer_markers():
     text = "<think>a</think><answer>b</answer><think>c</think> <answer>d</answer>"
     trace, _ = streamed(text, (3,), interleaved=True, fmt=ANSWER_TAGS)
     assert trace.blocks == (("reasoning", "a"), ("answer", "b"), ("reasoning", "c"), ("answer", "d"))
+
+
+CALL = "<tool_call>{}</tool_call>"
+# name -> (text, format, the blocks of reasoning, the answer) read interleaved
+INTERLEAVED = {
+    "thinks between two calls": (
+        f"<think>a</think>{CALL}<think>b</think>{CALL}<think>c</think>4",
+        THINK,
+        ["a", "b", "c"],
+        f"{CALL}{CALL}4",
+    ),
+    "a call ends the reasoning": (f"<think>a\n{CALL}", THINK, ["a"], CALL),
+    "a call of another family too": (
+        "<think>a<|tool_calls_section_begin|>{}",
+        THINK,
+        ["a"],
+        "<|tool_calls_section_begin|>{}",
+    ),
+    "a call ends each block": (f"<think>a{CALL}<think>b{CALL}", THINK, ["a", "b"], f"{CALL}{CALL}"),
+    "Mistral": ("[THINK]a[/THINK]b[THINK]c[TOOL_CALLS]f{}</s>", MAGISTRAL, ["a", "c"], "b[TOOL_CALLS]f{}"),
+    "Gemma": (
+        "<|channel>thought\na<channel|><|tool_call>f<|channel>b<channel|>4<turn|>",
+        GEMMA,
+        ["a", "b"],
+        "<|tool_call>f4",
+    ),
+    "gpt-oss": (
+        "<|channel|>analysis<|message|>a<|end|><|channel|>analysis<|message|>b<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>4<|return|>",
+        GPT_OSS,
+        ["a", "b"],
+        "4",
+    ),
+    "an answer alone": ("4", THINK, [], "4"),
+}
+
+
+@pytest.mark.parametrize(("text", "fmt", "thoughts", "answer"), INTERLEAVED.values(), ids=INTERLEAVED)
+def test_several_blocks_of_reasoning(text, fmt, thoughts, answer):
+    trace = parse(text, fmt=fmt, interleaved=True)
+    assert [block for part, block in trace.blocks if part == "reasoning"] == thoughts
+    assert (trace.reasoning, trace.answer) == ("\n\n".join(thoughts) or None, answer)
+    assert trace.status == ("complete" if thoughts else "no_think")
+    assert read_completion(text, fmt=fmt, interleaved=True) == trace
+    for size in (1, 2, 3, 7):
+        assert streamed(text, (size,), fmt=fmt, interleaved=True)[0] == trace
+
+
+# name -> (message, the blocks) read interleaved
+INTERLEAVED_MESSAGES = {
+    "inline": ({"content": "<think>a</think>b<think>c</think>d"}, "rara"),
+    "typed parts": (
+        {"content": [{"type": kind, kind: text} for kind, text in zip(["thinking", "text"] * 2, "abcd", strict=True)]},
+        "rara",
+    ),
+    "the first block split off by a server": ({"reasoning_content": "a", "content": "b<think>c</think>d"}, "rara"),
+    "cut in the last block": ({"reasoning_content": "a", "content": "b<think>c"}, "rar"),
+    "one block": ({"thinking": "a", "content": "b"}, "ra"),
+    "a thought alone": ({"thinking": "a", "content": ""}, "r"),
+    "no reasoning": ({"content": "a"}, "a"),
+}
+
+
+@pytest.mark.parametrize(("message", "parts"), INTERLEAVED_MESSAGES.values(), ids=INTERLEAVED_MESSAGES)
+def test_a_message_with_several_blocks(message, parts):
+    trace = read_completion(message, interleaved=True)
+    names = {"r": "reasoning", "a": "answer"}
+    assert trace.blocks == tuple((names[part], text) for part, text in zip(parts, "abcd", strict=False))
+    assert trace.status == ("no_think" if "r" not in parts else "complete" if parts.endswith("a") else "truncated")
 
 
 @pytest.mark.parametrize("text", [text for text, _ in WHOLE.values()] + ["<think>r</think>a\n\nb"])
@@ -255,12 +414,18 @@ GUESSED = {
     "closing marker alone": ("</think>a", Trace("", "a", "complete")),
     "opening marker first": ("a <think>r</think>b", Trace(None, "a <think>r</think>b", "no_think")),
     "no marker": ("a", Trace(None, "a", "no_think")),
+    "closing marker first, and a stop token": ("r</think>a<|im_end|>", Trace("r", "a", "complete")),
 }
 
 
 @pytest.mark.parametrize(("text", "expected"), GUESSED.values(), ids=GUESSED)
 def test_whether_the_prompt_opened_is_guessed_if_unknown(text, expected):
     assert read_completion(text) == expected
+
+
+def test_a_short_opening_marker_is_one_for_the_guess():
+    assert read_completion("<|channel>r<channel|>4", fmt=GEMMA) == Trace("r", "4", "complete")
+    assert read_completion("r<channel|>4", fmt=GEMMA) == Trace("r", "4", "complete")
 
 
 def test_what_the_caller_knows_is_not_guessed():
@@ -371,10 +536,10 @@ def test_repair_reads_the_text_and_names_the_rule(text, expected):
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(TEXTS)
+@given(THINK_TEXTS)
 def test_repair_loses_nothing_and_leaves_well_formed_text_alone(text):
     trace = repair(text)
-    assert_nothing_is_lost(trace, text)
+    assert_nothing_is_lost(trace, without_stop(text, THINK))
     if trace.rule is None:
         assert trace == parse(text)
     else:
@@ -387,6 +552,8 @@ HUGE = {
     "opening brackets": "<" * 10_000_000,
     "opening markers": "<think>" * 1_400_000,
     "attributes without end": "<think " + " =" * 5_000_000,
+    "stop tokens": "<|im_end|>" * 1_000_000 + "a",
+    "tool calls": "<think><tool_call>" * 550_000,
 }
 
 

@@ -4,6 +4,8 @@ import math
 from importlib.resources import files
 
 import pytest
+from tokenizers import AddedToken, Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from think_tools.rewards import (
     accuracy_reward,
@@ -42,10 +44,8 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
-def special(tokenizer):
-    from tokenizers import AddedToken
-
-    markers = [AddedToken(marker, special=True, normalized=False) for marker in ("<think>", "</think>")]
+def special(tokenizer, rename=str):
+    markers = [AddedToken(rename(marker), special=True, normalized=False) for marker in ("<think>", "</think>")]
     tokenizer.add_tokens(markers, special_tokens=True)
 
 
@@ -177,6 +177,33 @@ def test_every_setup(setup, trainer_name, tokenizer, tiny_model, tmp_path):
     assert tuple(theirs) == (trl_values or ())
     assert (logged["think/closed"], logged["think/truncated"]) == ((0.0, 1.0) if cut else (1.0, 0.0))
     assert logged.get("think/prefilled", 0.0) == ("prefilled" in setup or "open" in setup)
+
+
+@pytest.mark.parametrize("markers_are_special", [True, False])
+def test_another_familys_markers_need_no_configuration(markers_are_special, tokenizer, tiny_model, tmp_path):
+    def to_seed(text):
+        return text.replace("think>", "seed:think>")
+
+    seed = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(to_seed(tokenizer.backend_tokenizer.to_str())),
+        eos_token=tokenizer.eos_token,
+        pad_token=tokenizer.pad_token,
+        chat_template=to_seed(tokenizer.chat_template),
+    )
+    if markers_are_special:
+        special(seed, to_seed)
+    rewards = [
+        get_accuracy_reward(tokenizer=seed),
+        get_format_reward(tokenizer=seed),
+        get_tag_count_reward(tokenizer=seed),
+        get_language_consistency_reward("en", min_words=2, tokenizer=seed),
+        get_think_monitor(tokenizer=seed),
+        format_reward,
+    ]
+    written = [to_seed("<think>\ntwo plus three is 5\n</think>\n\nThe answer is 5.<|im_end|>")]
+    trainer, computed = train("GRPOTrainer", seed, tiny_model, tmp_path, rewards, written=written)
+    assert computed == [pytest.approx([1.0, 1.0, 1.0, 1.0, math.nan, 0.0], nan_ok=True)] * 4
+    assert trainer.state.log_history[0]["think/closed"] == 1.0
 
 
 async def judge(messages):

@@ -5,6 +5,7 @@ from pathlib import Path
 import jinja2
 import pytest
 import trl
+from datasets import Dataset
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -19,7 +20,9 @@ from think_tools.templates import (
     set_chat_template,
 )
 
-NAMES = ["chatml_think", "instruct_cot", "r1_zero"]
+NAMES = ["chatml_think", "gemma_think", "instruct_cot", "llama3_think", "mistral_think", "plain_think", "r1_zero"]
+# What Llama-3, Gemma and Mistral have as tokens.
+TURN_TOKENS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>", "[INST]"]
 TRL_TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 every_template = pytest.mark.parametrize("name", NAMES)
 
@@ -30,6 +33,13 @@ def user(text: str) -> dict:
 
 def assistant(content: str | None, reasoning: str | None = None, **more) -> dict:
     return {"role": "assistant", "content": content, "reasoning_content": reasoning, **more}
+
+
+@pytest.fixture
+def tokenizer(tokenizer):
+    """The embedded model's tokenizer with the tokens of every template."""
+    tokenizer.add_special_tokens({"additional_special_tokens": TURN_TOKENS})
+    return tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +56,7 @@ def bpe() -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *TURN_TOKENS]
     trainer = trainers.BpeTrainer(
         vocab_size=400, initial_alphabet=alphabet, special_tokens=special, show_progress=False
     )
@@ -138,6 +148,124 @@ def test_chatml_think_renders(tokenizer, messages, options, expected):
     assert tokenizer.apply_chat_template(messages, tokenize=False, **options) == expected
 
 
+def turn(role: str, text: str) -> str:
+    return f"<|start_header_id|>{role}<|end_header_id|>\n\n{text}<|eot_id|>"
+
+
+# The conversations of `CHATML` in the turns of other families; where tools are missing, they are refused.
+LLAMA = [
+    turn("user", "2+2?") + turn("assistant", "<think>\ntwo and two\n</think>\n\n4"),
+    turn("user", "2+2?") + turn("assistant", "4"),
+    turn("user", "2+2?") + turn("assistant", "<think>\n\n</think>\n\n4"),
+    turn("user", "2+2?") + turn("assistant", "4"),
+    turn("user", "2+2?") + turn("assistant", "<think>\ntwo\n</think>\n\n4"),
+    turn("system", "You are Ada.\n\nBe brief.") + turn("user", "Hi"),
+    turn("user", "1") + turn("assistant", "a") + turn("user", "2") + turn("assistant", "<think>\ns\n</think>\n\nb"),
+    turn("user", "1") + turn("assistant", "<think>\nr\n</think>\n\na") + turn("user", "2"),
+    turn("user", "1") + turn("assistant", "a") + turn("user", "2") + turn("assistant", "<think>\n\n</think>\n\nb"),
+    turn("user", "1")
+    + turn(
+        "assistant",
+        '<think>\nlook\n</think>\n\n<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>',
+    )
+    + turn("ipython", "5")
+    + turn("assistant", "<think>\ns\n</think>\n\nb"),
+    turn(
+        "system",
+        'These functions can be called:\n<tools>\n{"name": "f"}\n</tools>\nWrite each call as JSON:\n<tool_call>\n'
+        '{"name": "...", "arguments": {...}}\n</tool_call>',
+    )
+    + turn("user", "1"),
+]
+PLAIN_THINK = [
+    "User:\n2+2?\n\nAssistant:\n<think>\ntwo and two\n</think>\n\n4<|im_end|>",
+    "User:\n2+2?\n\nAssistant:\n4<|im_end|>",
+    "User:\n2+2?\n\nAssistant:\n<think>\n\n</think>\n\n4<|im_end|>",
+    "User:\n2+2?\n\nAssistant:\n4<|im_end|>",
+    "User:\n2+2?\n\nAssistant:\n<think>\ntwo\n</think>\n\n4<|im_end|>",
+    "You are Ada.\n\nBe brief.\n\nUser:\nHi\n\n",
+    "User:\n1\n\nAssistant:\na<|im_end|>\n\nUser:\n2\n\nAssistant:\n<think>\ns\n</think>\n\nb<|im_end|>",
+    "User:\n1\n\nAssistant:\n<think>\nr\n</think>\n\na<|im_end|>\n\nUser:\n2\n\n",
+    "User:\n1\n\nAssistant:\na<|im_end|>\n\nUser:\n2\n\nAssistant:\n<think>\n\n</think>\n\nb<|im_end|>",
+    'User:\n1\n\nAssistant:\n<think>\nlook\n</think>\n\n<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n'
+    "</tool_call><|im_end|>\n\nTool:\n5\n\nAssistant:\n<think>\ns\n</think>\n\nb<|im_end|>",
+    'These functions can be called:\n<tools>\n{"name": "f"}\n</tools>\nWrite each call as JSON:\n<tool_call>\n'
+    '{"name": "...", "arguments": {...}}\n</tool_call>\n\nUser:\n1\n\n',
+]
+GEMMA = [
+    "<start_of_turn>user\n2+2?<end_of_turn>\n<start_of_turn>model\n<think>\ntwo and two\n</think>\n\n4<end_of_turn>\n",
+    "<start_of_turn>user\n2+2?<end_of_turn>\n<start_of_turn>model\n4<end_of_turn>\n",
+    "<start_of_turn>user\n2+2?<end_of_turn>\n<start_of_turn>model\n<think>\n\n</think>\n\n4<end_of_turn>\n",
+    "<start_of_turn>user\n2+2?<end_of_turn>\n<start_of_turn>model\n4<end_of_turn>\n",
+    "<start_of_turn>user\n2+2?<end_of_turn>\n<start_of_turn>model\n<think>\ntwo\n</think>\n\n4<end_of_turn>\n",
+    "<start_of_turn>user\nYou are Ada.\n\nBe brief.\n\nHi<end_of_turn>\n",
+    "<start_of_turn>user\n1<end_of_turn>\n<start_of_turn>model\na<end_of_turn>\n<start_of_turn>user\n2<end_of_turn>\n"
+    "<start_of_turn>model\n<think>\ns\n</think>\n\nb<end_of_turn>\n",
+    "<start_of_turn>user\n1<end_of_turn>\n<start_of_turn>model\n<think>\nr\n</think>\n\na<end_of_turn>\n"
+    "<start_of_turn>user\n2<end_of_turn>\n",
+    "<start_of_turn>user\n1<end_of_turn>\n<start_of_turn>model\na<end_of_turn>\n<start_of_turn>user\n2<end_of_turn>\n"
+    "<start_of_turn>model\n<think>\n\n</think>\n\nb<end_of_turn>\n",
+]
+MISTRAL = [
+    "[INST]2+2?[/INST]<think>\ntwo and two\n</think>\n\n4<|im_end|>",
+    "[INST]2+2?[/INST]4<|im_end|>",
+    "[INST]2+2?[/INST]<think>\n\n</think>\n\n4<|im_end|>",
+    "[INST]2+2?[/INST]4<|im_end|>",
+    "[INST]2+2?[/INST]<think>\ntwo\n</think>\n\n4<|im_end|>",
+    "[INST]You are Ada.\n\nBe brief.\n\nHi",
+    "[INST]1[/INST]a<|im_end|>[INST]2[/INST]<think>\ns\n</think>\n\nb<|im_end|>",
+    "[INST]1[/INST]<think>\nr\n</think>\n\na<|im_end|>[INST]2",
+    "[INST]1[/INST]a<|im_end|>[INST]2[/INST]<think>\n\n</think>\n\nb<|im_end|>",
+]
+FAMILIES = {"llama3_think": LLAMA, "plain_think": PLAIN_THINK, "gemma_think": GEMMA, "mistral_think": MISTRAL}
+RENDERED = [(name, case) for name, texts in FAMILIES.items() for case in range(len(texts))]
+
+
+@pytest.mark.parametrize(("name", "case"), RENDERED, ids=[f"{name}: {list(CHATML)[case]}" for name, case in RENDERED])
+def test_the_other_families_render(tokenizer, name, case):
+    set_chat_template(tokenizer, name)
+    messages, options, _ = list(CHATML.values())[case]
+    assert tokenizer.apply_chat_template(messages, tokenize=False, **options) == FAMILIES[name][case]
+
+
+PROMPTS = {
+    "chatml_think": ("<|im_start|>assistant\n", ""),
+    "gemma_think": ("<start_of_turn>model\n", ""),
+    "instruct_cot": ("### Response:\n", "<think>\n"),
+    "llama3_think": ("<|start_header_id|>assistant<|end_header_id|>\n\n", ""),
+    "mistral_think": ("[/INST]", ""),
+    "plain_think": ("Assistant:\n", ""),
+    "r1_zero": ("Assistant: ", "<think>\n"),
+}
+
+
+@every_template
+def test_the_generation_prompt(tokenizer, name):
+    set_chat_template(tokenizer, name)
+    header, opened = PROMPTS[name]
+    assert generation_prompt(tokenizer) == header + opened
+    assert prompt_state(tokenizer) == ("open" if opened else "neither")
+    assert generation_prompt(tokenizer, enable_thinking=False) == f"{header}<think>\n\n</think>\n\n"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_families_read_and_write_reasoning_in_the_same_lines(name):
+    chatml = load_template("chatml_think")
+    for start, end in [
+        ("        {%- set fresh", '        {{- "<|im_start|>assistant'),
+        ("        {%- if fresh and not thinking", "            {%- for call"),
+    ]:
+        lines = chatml[chatml.index(start) : chatml.index(end, chatml.index(start))]
+        assert lines.count("\n") > 7
+        assert lines in load_template(name)
+
+
+def test_questions_in_a_row_share_a_bracket_of_mistral(tokenizer):
+    set_chat_template(tokenizer, "mistral_think", instruction="Be brief.")
+    chat = [user("1"), user("2"), assistant("a")]
+    assert tokenizer.apply_chat_template(chat, tokenize=False) == "[INST]Be brief.\n\n1\n\n2[/INST]a<|im_end|>"
+
+
 PLAIN = {
     "r1_zero asks, opens the thought, and ends in the end of sequence": (
         "r1_zero",
@@ -168,22 +296,28 @@ def test_a_published_prompt_with_its_own_headings_gets_no_second_one(tokenizer):
 
 
 BEGINNINGS = {
-    "a token of its own comes first": ("<s>", "<s><|im_start|>user", "<s>User: q"),
-    "a token that begins turns comes first in plain text only": (
-        "<|im_start|>",
-        "<|im_start|>user",
-        "<|im_start|>User: q",
-    ),
-    "the end of sequence never does": ("<|im_end|>", "<|im_start|>user", "User: q"),
+    "a token of its own comes first": ("<s>", "<s>"),
+    "a token that begins turns comes first where it does not begin them": ("<|im_start|>", "<|im_start|>"),
+    "the end of sequence never does": (None, ""),
+}
+FIRST = {
+    "chatml_think": "<|im_start|>user\nq",
+    "gemma_think": "<start_of_turn>user\nq",
+    "instruct_cot": "### Question:\nq",
+    "llama3_think": "<|start_header_id|>user<|end_header_id|>\n\nq",
+    "mistral_think": "[INST]q",
+    "plain_think": "User:\nq",
+    "r1_zero": "User: q",
 }
 
 
-@pytest.mark.parametrize(("bos", "chatml", "plain"), BEGINNINGS.values(), ids=BEGINNINGS)
-def test_beginning_of_sequence(tokenizer, bos, chatml, plain):
-    tokenizer.bos_token = bos
-    for name, beginning in [("chatml_think", chatml), ("r1_zero", plain)]:
-        set_chat_template(tokenizer, name, instruction="")
-        assert tokenizer.apply_chat_template([user("q")], tokenize=False).startswith(beginning)
+@every_template
+@pytest.mark.parametrize(("bos", "first"), BEGINNINGS.values(), ids=BEGINNINGS)
+def test_beginning_of_sequence(tokenizer, name, bos, first):
+    set_chat_template(tokenizer, name, instruction="")
+    tokenizer.bos_token = bos or tokenizer.eos_token
+    first = "" if name == "chatml_think" and bos == "<|im_start|>" else first
+    assert tokenizer.apply_chat_template([user("q")], tokenize=False).startswith(first + FIRST[name])
 
 
 @every_template
@@ -204,9 +338,9 @@ def test_every_way_to_write_reasoning_down_renders_alike(tokenizer, name, messag
     raw = jinja2.Environment(extensions=[_Generation]).from_string(tokenizer.chat_template)
     chat = [user("q"), {"role": "assistant", **message}]
     text = tokenizer.apply_chat_template(chat, tokenize=False)
-    assert text.rstrip().endswith("<think>\nr\n</think>\n\na<|im_end|>")
+    assert text.rstrip().endswith(f"<think>\nr\n</think>\n\na{tokenizer.eos_token}")
     # Servers that do not copy the keys as transformers does see the same.
-    assert raw.render(messages=chat, eos_token="<|im_end|>") == text
+    assert raw.render(messages=chat, eos_token=tokenizer.eos_token) == text
 
 
 class _Generation(jinja2.ext.Extension):
@@ -237,7 +371,7 @@ def test_what_a_model_writes_with_thinking_off_stays_as_it_is(tokenizer, name):
     text = tokenizer.apply_chat_template(
         [user("q"), assistant("<think>r</think>a")], tokenize=False, enable_thinking=False
     )
-    assert "<think>\n\n</think>\n\n<think>r</think>a<|im_end|>" in text
+    assert f"<think>\n\n</think>\n\n<think>r</think>a{tokenizer.eos_token}" in text
 
 
 @every_template
@@ -249,13 +383,29 @@ def test_content_that_is_no_text_is_an_error(tokenizer, name):
         tokenizer.apply_chat_template([user([{"type": "image"}])])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["instruct_cot", "r1_zero"])
-def test_plain_text_refuses_what_it_has_no_form_for(tokenizer, name):
+@pytest.mark.parametrize("name", ["gemma_think", "instruct_cot", "mistral_think", "r1_zero"])
+def test_what_a_template_has_no_form_for_is_refused(tokenizer, name):
     set_chat_template(tokenizer, name)
     with pytest.raises(jinja2.TemplateError, match=f"{name} has no form for tools: use chatml_think"):
         tokenizer.apply_chat_template([user("q")], tools=[{"name": "f"}])
     with pytest.raises(jinja2.TemplateError, match=f"{name} has no form for message 1"):
         tokenizer.apply_chat_template([user("q"), {"role": "tool", "content": "5"}])
+    with pytest.raises(jinja2.TemplateError, match=f"{name} has no form for message 1"):
+        tokenizer.apply_chat_template([user("q"), assistant("", tool_calls=[{"name": "f", "arguments": {}}])])
+
+
+@pytest.mark.parametrize("name", ["gemma_think", "mistral_think"])
+def test_a_system_message_needs_a_question_to_begin(tokenizer, name):
+    set_chat_template(tokenizer, name)
+    with pytest.raises(jinja2.TemplateError, match=f"{name} writes the system message into the first question, but"):
+        tokenizer.apply_chat_template([{"role": "system", "content": "s"}])
+
+
+@pytest.mark.parametrize("chat", [[assistant("a")], [user("q"), assistant("a"), assistant("b")]], ids=["no", "two"])
+def test_mistral_needs_a_question_before_each_answer(tokenizer, chat):
+    set_chat_template(tokenizer, "mistral_think")
+    with pytest.raises(jinja2.TemplateError, match=f"mistral_think has no form for message {len(chat) - 1}: it knows"):
+        tokenizer.apply_chat_template(chat)
 
 
 @every_template
@@ -265,7 +415,7 @@ def test_reasoning_can_be_continued(tokenizer, name, reasoning):
     chat = [user("q"), {"role": "assistant", "reasoning_content": reasoning}]
     text = tokenizer.apply_chat_template(chat, tokenize=False, continue_final_message="reasoning_content")
     prompt = tokenizer.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True)
-    assert text == prompt + ("<think>\n" if name == "chatml_think" else "") + reasoning
+    assert text == prompt + ("<think>\n" if prompt_state(tokenizer) == "neither" else "") + reasoning
 
 
 # The prompt that inference sees, the part that training trains.
@@ -331,8 +481,7 @@ def test_template_instruction_and_parser_survive_saving(tokenizer, tmp_path, nam
 @every_template
 def test_an_empty_instruction_leaves_it_out(tokenizer, name):
     set_chat_template(tokenizer, name, instruction="")
-    first = {"chatml_think": "<|im_start|>user", "instruct_cot": "### Question", "r1_zero": "User: "}[name]
-    assert tokenizer.apply_chat_template([user("q")], tokenize=False).startswith(first)
+    assert tokenizer.apply_chat_template([user("q")], tokenize=False).startswith(FIRST[name])
 
 
 def test_servers_see_the_variables(tokenizer):
@@ -353,17 +502,18 @@ def test_an_instruction_must_name_the_markers_of_the_template(tokenizer, name):
     set_chat_template(tokenizer, name, instruction="Think inside <think> and </think>, answer in <answer></answer>.")
 
 
-def test_the_end_of_turn_becomes_the_end_of_sequence(bpe, caplog):
+ENDS = {"chatml_think": "<|im_end|>", "gemma_think": "<end_of_turn>", "llama3_think": "<|eot_id|>"}
+
+
+@every_template
+def test_the_end_of_turn_becomes_the_end_of_sequence(bpe, caplog, name):
     bpe.eos_token = "<|endoftext|>"
-    set_chat_template(bpe, "chatml_think")
-    assert bpe.eos_token == "<|im_end|>"
-    assert "`tokenizer.eos_token` was '<|endoftext|>' and is '<|im_end|>' now" in caplog.text
-    bpe.eos_token = "<|endoftext|>"
-    caplog.clear()
-    set_chat_template(bpe, "r1_zero")
-    assert bpe.eos_token == "<|endoftext|>"
-    assert not caplog.text
-    assert bpe.response_template["fields"]["content"]["close_pattern"].startswith(re.escape("<|endoftext|>"))
+    set_chat_template(bpe, name)
+    end = ENDS.get(name, "<|endoftext|>")
+    assert bpe.eos_token == end
+    assert bpe.convert_ids_to_tokens(end_of_turn(bpe)) == end
+    warned = f"`tokenizer.eos_token` was '<|endoftext|>' and is '{end}' now, with which '{name}' ends a turn"
+    assert (warned in caplog.text) == (name in ENDS)
 
 
 def test_a_tokenizer_that_could_not_stop_is_an_error():
@@ -374,7 +524,8 @@ def test_a_tokenizer_that_could_not_stop_is_an_error():
     with pytest.raises(ValueError, match=r"`tokenizer` has no `eos_token`, with which 'r1_zero' ends a turn: set one"):
         set_chat_template(endless, "r1_zero")
     with pytest.raises(
-        ValueError, match=r"no single token <\|im_end\|>, with which 'chatml_think' ends a turn.*r1_zero"
+        ValueError,
+        match=r"no single token <\|im_end\|>, with which 'chatml_think' ends a turn.*\"plain_think\", \"r1_z",
     ):
         set_chat_template(endless, "chatml_think")
     assert endless.chat_template is None
@@ -386,91 +537,7 @@ def test_special_think_tokens_are_warned_about(tokenizer, caplog):
     assert "`skip_special_tokens=True`, the default of most servers, erases them" in caplog.text
 
 
-# Parsing what comes back.
-
-OUTPUTS = {
-    "thinks, then answers": "<think>2+2</think>4",
-    "white space around": "\n<think>\n2+2\n</think>\n\n4\n",
-    "does not think": "4",
-    "empty reasoning": "<think>\n\n</think>\n\n4",
-    "cut off in the reasoning": "<think>2+",
-    "cut off in the closing marker": "<think>2+2</thi",
-    "no answer": "<think>2+2</think>",
-    "second closing marker": "<think>a</think>b</think>c",
-    "opening marker after text": "Say <think>a</think>",
-    "second block": "<think>a</think>b<think>c</think>d",
-    "less-than sign": "<think>1 < 2</think>yes <b>",
-    "only a closing marker": "a</think>b",
-    "nothing": "",
-}
-PROMPTS = {"chatml_think": {}, "r1_zero": {}, "thinking off": {"enable_thinking": False}}
-
-
-def _read(parser, text: str, size: int) -> tuple[dict, list[dict]]:
-    events = [event for i in range(0, len(text), size) for event in parser.feed(text[i : i + size])]
-    message, rest = parser.finalize()
-    return message, [*events, *rest]
-
-
-@pytest.mark.parametrize("ending", ["", "<|im_end|>", "<|im_end|>\n<|endoftext|>"], ids=["cut", "ended", "padded"])
-@pytest.mark.parametrize("prompt", PROMPTS)
-@pytest.mark.parametrize("output", OUTPUTS.values(), ids=OUTPUTS)
-def test_transformers_reads_an_output_as_we_do(tokenizer, output, prompt, ending):
-    set_chat_template(tokenizer, "chatml_think" if prompt == "thinking off" else prompt)
-    prefix = tokenizer.apply_chat_template(
-        [user("What does <think> mean?")], tokenize=False, add_generation_prompt=True, **PROMPTS[prompt]
-    )
-    state = prompt_state(tokenizer, **PROMPTS[prompt])
-    if state == "open":
-        output = output.lstrip().removeprefix("<think>")  # the prompt wrote it; transformers would keep a second one
-    trace = parse(output, opened=state == "open")
-    if state == "closed":
-        trace = type(trace)(None, output.strip(), "no_think")  # the block of the prompt was the reasoning
-    if trace.status == "truncated" and ending:
-        ending = "<|im_end|>"  # what follows an unfinished thought, padding too, counts as answer
-    expected = {"role": "assistant", "thinking": trace.reasoning, "content": trace.answer}
-    expected = {key: value for key, value in expected.items() if value}
-    for size in (1, 2, 3, 1000):
-        message, _ = _read(tokenizer.get_response_parser(prefix=prefix), output + ending, size)
-        assert message == expected, size
-
-
-@every_template
-def test_the_reasoning_streams_from_its_first_character(tokenizer, name):
-    set_chat_template(tokenizer, name)
-    parser = tokenizer.get_response_parser(prefix=generation_prompt(tokenizer))
-    fed = [
-        parser.feed(piece)
-        for piece in (["<think>"] if name == "chatml_think" else []) + ["a", "b", "</thi", "nk>", "c"]
-    ]
-    texts = [
-        [(event["field"], event["text"]) for event in events if event["type"] == "region_chunk"] for events in fed
-    ]
-    assert texts[-5:] == [[("thinking", "a")], [("thinking", "b")], [], [], [("content", "c")]]
-
-
-@every_template
-def test_servers_accept_the_response_template(tokenizer, name):
-    # What vLLM 0.33 and SGLang 0.5.23 ask for in `validate_response_template_for_serving`, and that both take the
-    # first closing literal for the marker that ends the reasoning.
-    set_chat_template(tokenizer, name)
-    template = tokenizer.response_template
-    assert set(template["fields"]) <= {"thinking", "content", "tool_calls"}
-    assert set(template["defaults"]) <= {"role"}
-    for field in template["fields"].values():
-        assert field["content"] == "text"
-        assert not {"transform", "join"} & set(field)
-    assert template["fields"]["thinking"]["close"][0] == "</think>"
-
-
-def test_a_template_without_header_or_end_cannot_be_parsed(tokenizer):
-    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
-    with pytest.raises(ValueError, match="`tokenizer` has a chat template that begins an answer with no header"):
-        response_template(tokenizer)
-    tokenizer.chat_template += "{% if add_generation_prompt %}\nA:{% endif %}"
-    with pytest.raises(ValueError, match="`tokenizer` has a chat template that ends an answer with no token"):
-        response_template(tokenizer)
-
+# What other templates do to a prompt.
 
 STATES = {
     "qwen3": ("neither", "closed", "<|im_end|>"),
@@ -555,6 +622,14 @@ def test_labels_are_checked(tokenizer, template, answer, options, causes):
     assert check_labels(*row(tokenizer, answer, **options), answer, tokenizer) == causes
 
 
+@every_template
+@pytest.mark.parametrize("reasoning", ["two", None])
+def test_the_labels_of_our_templates_are_right(tokenizer, name, reasoning):
+    set_chat_template(tokenizer, name)
+    answer = assistant("4", reasoning)
+    assert check_labels(*row(tokenizer, answer, enable_thinking=reasoning is not None), answer, tokenizer) == []
+
+
 def test_a_cut_row_is_named(tokenizer):
     set_chat_template(tokenizer, "chatml_think")
     answer = assistant("It is 4", "two and two is four, as everybody knows")
@@ -625,3 +700,31 @@ def test_an_answer_after_a_closed_thought_may_not_have_reasoning(tokenizer):
     assert check_labels(*row(tokenizer, answer), answer, tokenizer) == [
         "it has reasoning, but its prompt has closed the thinking already (`enable_thinking=False`)"
     ]
+
+
+# What TRL trains.
+
+AFTER = {"chatml_think": "\n", "gemma_think": "\n"}
+
+
+@pytest.mark.parametrize("only", ["completion_only_loss", "assistant_only_loss"])
+@every_template
+def test_trl_trains_reasoning_answer_and_end_of_turn(tokenizer, tiny_model, tmp_path, name, only):
+    set_chat_template(tokenizer, name)
+    rows = [
+        {
+            "prompt": [user("2+3?")],
+            "completion": [assistant("5", reasoning)],
+            "chat_template_kwargs": {"enable_thinking": reasoning is not None},
+        }
+        for reasoning in ("2 plus 3", None, "三加二")
+    ]
+    args = trl.SFTConfig(
+        str(tmp_path), max_length=None, use_cpu=True, bf16=False, activation_checkpointing=False, **{only: True}
+    )
+    trainer = trl.SFTTrainer(str(tiny_model), args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    texts = [tokenizer.decode([i for i in labels if i != -100]) for labels in trainer.train_dataset["labels"]]
+    opener = "" if PROMPTS[name][1] else "<think>\n"
+    # Without its masks TRL trains to the end of the row, where some have a line break after the end of turn.
+    end = tokenizer.eos_token + (AFTER.get(name, "") if only == "completion_only_loss" else "")
+    assert texts == [f"{opener}2 plus 3\n</think>\n\n5{end}", f"5{end}", f"{opener}三加二\n</think>\n\n5{end}"]

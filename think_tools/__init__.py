@@ -4,7 +4,7 @@ The names here are the text layer: they load neither torch nor transformers.
 """
 
 from .answers import extract_answer, same_answer
-from .formats import FORMATS, THINK, ThinkFormat
+from .formats import FORMATS, THINK, ThinkFormat, detect_format
 from .parsing import ThinkStream, Trace, parse, read_completion, repair
 from .steps import split_steps
 
@@ -14,6 +14,7 @@ __all__ = [
     "ThinkFormat",
     "ThinkStream",
     "Trace",
+    "detect_format",
     "extract_answer",
     "parse",
     "read_completion",

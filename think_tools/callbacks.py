@@ -18,6 +18,7 @@ from transformers import (
 from trl.models.utils import unwrap_model_for_generation
 
 from .backends import Candidate, SamplingParams, TransformersBackend
+from .formats import ThinkFormat
 from .rewards import accuracy_reward
 
 
@@ -58,6 +59,8 @@ class ThinkEvalCallback(TrainerCallback):
             Variables of the chat template, such as `{"enable_thinking": False}`.
         batch_size (`int`, *optional*):
             Most sequences to generate at once. `None` is the trainer's `per_device_eval_batch_size`.
+        fmt ([`ThinkFormat`], *optional*):
+            Markers of the reasoning. `None` finds them, see [`~think_tools.backends.TransformersBackend`].
 
     Raises:
         `ValueError`: If `every` is below 1, or `dataset` is empty or lacks one of the two columns.
@@ -81,6 +84,7 @@ class ThinkEvalCallback(TrainerCallback):
         params: SamplingParams | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
         batch_size: int | None = None,
+        fmt: ThinkFormat | None = None,
     ):
         if every < 1:
             raise ValueError(f"`every` must be at least 1 step, got {every}.")
@@ -98,6 +102,7 @@ class ThinkEvalCallback(TrainerCallback):
         self.params = params if params.seed is not None else replace(params, seed=trainer.args.seed)
         self.chat_template_kwargs = chat_template_kwargs or {}
         self.batch_size = batch_size or trainer.args.per_device_eval_batch_size
+        self.fmt = fmt
         self._last_step: int | None = None
 
     def on_train_begin(
@@ -129,7 +134,8 @@ class ThinkEvalCallback(TrainerCallback):
         trainer, accelerator = self.trainer, self.trainer.accelerator
         part = self.rows[accelerator.process_index :: accelerator.num_processes]
         with unwrap_model_for_generation(trainer.model_wrapped, accelerator) as model:
-            backend = TransformersBackend(model, cast(PreTrainedTokenizerBase, trainer.processing_class))
+            tokenizer = cast(PreTrainedTokenizerBase, trainer.processing_class)
+            backend = TransformersBackend(model, tokenizer, fmt=self.fmt)
             answered = backend.sample(
                 [row["prompt"] for row in part], self.params, batch_size=self.batch_size, **self.chat_template_kwargs
             )

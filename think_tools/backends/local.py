@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-from ..formats import THINK, ThinkFormat
+from ..formats import THINK, ThinkFormat, detect_format
 from ..parsing import ThinkStream, parse
 from ..templates import PromptState, end_of_turn, prompt_state
 from .sampling import Candidate, Delta, Messages, SamplingParams
@@ -26,8 +26,8 @@ class TransformersBackend:
     """
     Samples from a transformers model in this process, a PEFT model included.
 
-    Where the prompt has closed the thinking (`enable_thinking=False`), the model cannot open it again if the opening
-    marker is one token: reinforcement makes models write `<think>` after any prompt.
+    Where the prompt has closed the thinking (`enable_thinking=False`), the model cannot open it again, whether the
+    opening marker is one token or several: reinforcement makes models write `<think>` after any prompt.
 
     A backend generates once at a time: a second call, from whatever thread, waits for the first. Two visitors of a
     page therefore never share a batch, nor the state of the random number generator. While it generates, the model is
@@ -38,8 +38,8 @@ class TransformersBackend:
             The model, on the device it is to run on.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer, with a chat template.
-        fmt ([`ThinkFormat`], *optional*, defaults to `THINK`):
-            Markers of the reasoning.
+        fmt ([`ThinkFormat`], *optional*):
+            Markers of the reasoning. `None` finds them by `detect_format`, and is `THINK` if the tokenizer shows none.
         sanitize_control_tokens (`bool`, *optional*, defaults to `True`):
             Whether control tokens in the messages are encoded as ordinary text, so that nobody can close the
             reasoning or the turn by typing `</think>` or `<|im_end|>`. Prompts of your own that mean the token, such
@@ -62,17 +62,18 @@ class TransformersBackend:
         model: "PreTrainedModel | PeftModel",
         tokenizer: PreTrainedTokenizerBase,
         *,
-        fmt: ThinkFormat = THINK,
+        fmt: ThinkFormat | None = None,
         sanitize_control_tokens: bool = True,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.fmt = fmt
+        self.fmt = fmt or detect_format(tokenizer) or THINK
         self.sanitize_control_tokens = sanitize_control_tokens
         self._lock = threading.Lock()
-        self._end_ids = _end_ids(model, tokenizer)
-        marker = tokenizer.encode(fmt.open, add_special_tokens=False)
-        self._open_id = marker if len(marker) == 1 else None
+        self._end_ids = _end_ids(model, tokenizer, self.fmt)
+        # A tokenizer may join the end of a marker that is ordinary text with the line break after it.
+        ways = (self.fmt.open, f"{self.fmt.open}\n", f"{self.fmt.open}\n\n")
+        self._opening_ids = [tokenizer.encode(way, add_special_tokens=False) for way in ways]
 
     def sample(
         self, prompts: Sequence[Messages], params: SamplingParams, *, batch_size: int = 16, **chat_template_kwargs: Any
@@ -251,7 +252,7 @@ class TransformersBackend:
             max_length=None,
             max_new_tokens=int(min(params.max_tokens, self._context() - width)),
             eos_token_id=self._end_ids or None,
-            suppress_tokens=self._open_id if state == "closed" else None,
+            bad_words_ids=[*(config.bad_words_ids or []), *(self._opening_ids if state == "closed" else [])] or None,
             # Any id will do: the mask hides it before the prompt, and outputs are cut at their end token.
             pad_token_id=pad if pad is not None else next(iter(self._end_ids), 0),
         )
@@ -273,11 +274,13 @@ class TransformersBackend:
         return Candidate(text, trace, "stop" if finished else "length", num_tokens, num_reasoning_tokens)
 
 
-def _end_ids(model: "PreTrainedModel | PeftModel", tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _end_ids(model: "PreTrainedModel | PeftModel", tokenizer: PreTrainedTokenizerBase, fmt: ThinkFormat) -> list[int]:
     """Every token that may end a turn: a base model's own one often is not the one that its chat template writes."""
     own: Any = model.generation_config.eos_token_id  # type: ignore[union-attr]
     ends = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
-    if (end := end_of_turn(tokenizer)) in tokenizer.all_special_ids:
+    end = end_of_turn(tokenizer)
+    # One token may end both the reasoning and the turn (`<|end|>` of Solar): the answer is yet to come.
+    if end in tokenizer.all_special_ids and tokenizer.encode(fmt.close, add_special_tokens=False) != [end]:
         ends.append(end)
     return sorted({end for end in ends if end is not None})
 

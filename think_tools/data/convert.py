@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from datasets import Dataset, Features, IterableDataset, Json, List, Value
 
-from ..formats import THINK
+from ..formats import THINK, ThinkFormat
 from ..parsing import Trace
+from ..rewards.completions import guess_format
 from .messages import read_turn, read_turns, split_conversation
 from .rows import CAUSE, drop_marked, drop_marked_stream, open_dataset
 
@@ -43,6 +44,7 @@ def to_think(
     *,
     mapping: Mapping[str, Columns] | None = None,
     source: str | None = None,
+    fmt: ThinkFormat | None = None,
 ) -> Dataset | IterableDataset:
     r"""
     Rows of the package's row type, made from a data set whose columns are known or mapped.
@@ -70,6 +72,9 @@ def to_think(
             columns are joined: texts by a line break, message lists end to end. `None` recognises the columns.
         source (`str`, *optional*):
             What the column `source` says. `None` takes the column `source` if there is one, else the schema's name.
+        fmt ([`ThinkFormat`], *optional*):
+            Markers around the reasoning inside texts; the rows have none. `None`: those of [`FORMATS`] with which a
+            text begins (`[THINK]`, `<|begin_of_thought|>` …, no words), else `<think>`.
 
     Returns:
         `datasets.Dataset` or `datasets.IterableDataset`: Columns `prompt` (messages), `completion` (one assistant
@@ -98,7 +103,7 @@ def to_think(
     converted = rows.map(
         _convert_row,
         with_indices=True,
-        fn_kwargs={"mapping": mapping, "source": source, "schema": schema},
+        fn_kwargs={"mapping": mapping, "source": source, "schema": schema, "fmt": fmt},
         remove_columns=columns,
         features=features,
     )
@@ -183,10 +188,12 @@ def _kept_columns(columns: Sequence[str], mapping: Mapping[str, Columns]) -> dic
     return {name: f"original_{name}" if name in in_the_way else name for name in columns if name not in read}
 
 
-def _convert_row(row: dict, index: int, *, mapping: Mapping[str, Columns], source: str | None, schema: str) -> dict:
+def _convert_row(
+    row: dict, index: int, *, mapping: Mapping[str, Columns], source: str | None, schema: str, fmt: ThinkFormat | None
+) -> dict:
     cause = None
     try:
-        prompt, trace, solution = _read_row(row, mapping)
+        prompt, trace, solution = _read_row(row, mapping, fmt)
     except (TypeError, ValueError) as error:
         prompt, trace, solution, cause = [], Trace(None, "", "no_think"), None, str(error)
     kept = _kept_columns(list(row), mapping)
@@ -208,25 +215,27 @@ def _convert_row(row: dict, index: int, *, mapping: Mapping[str, Columns], sourc
     }
 
 
-def _read_row(row: dict, mapping: Mapping[str, Columns]) -> tuple[list[dict], Trace, str | None]:
+def _read_row(
+    row: dict, mapping: Mapping[str, Columns], fmt: ThinkFormat | None
+) -> tuple[list[dict], Trace, str | None]:
     """Prompt, last assistant turn and gold answer of a row; a `ValueError` tells why there are none."""
     texts = {role: _join(row, columns) for role, columns in mapping.items() if role != "messages"}
     solution = texts.get("solution") or None
     if "messages" in mapping:
         messages = [turn for column in _names(mapping["messages"]) for turn in read_turns(row[column], column)]
-        prompt, message = split_conversation(messages)
+        prompt, message = split_conversation(messages, fmt)
     else:
         prompt = [{"role": "user", "content": texts["question"]}]
         reasoning, answer = texts.get("reasoning"), texts.get("answer", "")
         if "worked_answer" in texts:
             reasoning, answer = _split_worked_answer(texts["worked_answer"])
             solution = solution or answer
-        message = {"role": "assistant", "content": answer, "reasoning_content": _unwrap(reasoning)}
+        message = {"role": "assistant", "content": answer, "reasoning_content": _unwrap(reasoning, fmt)}
     if texts.get("system"):
         prompt = [{"role": "system", "content": texts["system"]}, *prompt]
     if not any(str(turn["content"]).strip() for turn in prompt if turn["role"] != "system"):
         raise ValueError("empty question")
-    trace = read_turn(message)
+    trace = read_turn(message, fmt)
     if not trace.answer:
         raise ValueError("empty answer")
     return prompt, trace, solution
@@ -245,6 +254,7 @@ def _split_worked_answer(text: str) -> tuple[str, str]:
     return re.sub(r"<<[^<>]*>>", "", working).strip(), answer.strip()
 
 
-def _unwrap(reasoning: str | None) -> str | None:
+def _unwrap(reasoning: str | None, fmt: ThinkFormat | None) -> str | None:
     """Reasoning from a column of its own, without the markers that some data sets leave around it."""
-    return reasoning and reasoning.removeprefix(THINK.open).removesuffix(THINK.close).strip()
+    fmt = fmt or guess_format(reasoning or "") or THINK
+    return reasoning and reasoning.removeprefix(fmt.open).removesuffix(fmt.close).strip()

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from ..formats import THINK
+from ..formats import THINK, ThinkFormat
 from ..parsing import Trace, read_completion
+from ..rewards.completions import guess_format
 
 BLOCKS = {"text": "content", "reasoning": "reasoning_content", "thinking": "reasoning_content"}
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
@@ -26,7 +27,7 @@ def read_turns(value: Any, column: str) -> list[dict]:
     return [_flatten(turn) for turn in value]
 
 
-def split_conversation(messages: list[dict]) -> tuple[list[dict], dict]:
+def split_conversation(messages: list[dict], fmt: ThinkFormat | None = None) -> tuple[list[dict], dict]:
     """
     The prompt, its assistant turns with their reasoning under `reasoning_content`, and the last assistant turn.
 
@@ -35,22 +36,23 @@ def split_conversation(messages: list[dict]) -> tuple[list[dict], dict]:
     """
     if not messages or messages[-1]["role"] != "assistant":
         raise ValueError("the last turn is not the assistant's")
-    return [_split_reasoning(turn) for turn in messages[:-1]], messages[-1]
+    return [_split_reasoning(turn, fmt) for turn in messages[:-1]], messages[-1]
 
 
-def read_turn(message: dict) -> Trace:
+def read_turn(message: dict, fmt: ThinkFormat | None = None) -> Trace:
     """
-    Reasoning and answer of an assistant message with plain text.
+    Reasoning and answer of an assistant message with plain text. `fmt=None`: the markers with which it begins.
 
     Raises:
         `ValueError`: If the reasoning is not closed, or a text holds another think marker, which would be trained
             as if the model should open or close its thinking there.
     """
-    trace = read_completion(message)
+    fmt = fmt or guess_format(str(message["content"]).lstrip()) or THINK
+    trace = read_completion(message, fmt=fmt)
     # A message whose reasoning is apart from an empty answer reads as truncated, too; its cause is the empty answer.
     if trace.status == "truncated" and message["content"].strip():
         raise ValueError("reasoning without closing marker")
-    if any(marker in text for marker in (THINK.open, THINK.close) for text in (trace.reasoning or "", trace.answer)):
+    if any(marker in text for marker in (fmt.open, fmt.close) for text in (trace.reasoning or "", trace.answer)):
         raise ValueError("think markers inside the reasoning or the answer")
     return trace
 
@@ -71,10 +73,10 @@ def _flatten(turn: dict) -> dict:
     return {**turn, **{key: "".join(parts) for key, parts in texts.items() if parts or key == "content"}}
 
 
-def _split_reasoning(turn: dict) -> dict:
+def _split_reasoning(turn: dict, fmt: ThinkFormat | None) -> dict:
     if turn["role"] != "assistant":
         return turn
-    trace = read_turn(turn)
+    trace = read_turn(turn, fmt)
     kept = {key: value for key, value in turn.items() if key not in REASONING_KEYS}
     reasoning = {"reasoning_content": trace.reasoning} if trace.reasoning else {}
     return {**kept, "content": trace.answer, **reasoning}

@@ -8,16 +8,15 @@ from typing import Any, Literal, cast
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from ..formats import THINK
+from ..formats import THINK, ThinkFormat, detect_format
 from ..parsing import read_completion
-from ..templates import check_labels
+from ..templates import check_labels, end_of_turn
 from .rows import CAUSE, drop_marked, drop_marked_stream, open_dataset
 
 logger = logging.getLogger(__name__)
 
-# What a template puts before an answer without reasoning. It is never trained: a model that learns to write it
-# stops thinking.
-EMPTY_BLOCK = re.compile(rf"\s*{re.escape(THINK.open)}\s*{re.escape(THINK.close)}\s*")
+# Variables with which chat templates switch thinking on and off; DeepSeek, Granite and Kimi read the second.
+THINKING_SWITCHES = ("enable_thinking", "thinking")
 
 
 def prepare_sft(
@@ -26,6 +25,7 @@ def prepare_sft(
     *,
     max_length: int | None,
     too_long: Literal["drop", "raise"] = "drop",
+    fmt: ThinkFormat | None = None,
 ) -> Dataset | IterableDataset:
     r"""
     Token ids and labels for a stock [`~trl.SFTTrainer`]: the loss is on what the model must write, and nothing is cut.
@@ -48,6 +48,9 @@ def prepare_sft(
         too_long (`str`, *optional*, defaults to `"drop"`):
             What happens to a longer row: `"drop"` leaves it out and logs how many there were, the longest, and the
             `max_length` that keeps all; `"raise"` is an error.
+        fmt ([`ThinkFormat`], *optional*):
+            The markers that the chat template writes. `None` finds them by `detect_format`, and is `THINK` if it shows
+            none.
 
     Returns:
         `datasets.Dataset` or `datasets.IterableDataset`: Columns `input_ids` and `labels`, lists of equal length.
@@ -82,7 +85,13 @@ def prepare_sft(
     prepared = rows.map(
         _prepare_row,
         with_indices=True,
-        fn_kwargs={"tokenizer": tokenizer, "max_length": max_length, "too_long": too_long},
+        fn_kwargs={
+            "tokenizer": tokenizer,
+            "max_length": max_length,
+            "too_long": too_long,
+            "fmt": fmt or detect_format(tokenizer) or THINK,
+            "end_id": end_of_turn(tokenizer),
+        },
         remove_columns=columns,
         features=Features({"input_ids": ids, "labels": ids, "num_tokens": Value("int32"), CAUSE: Value("string")}),
     )
@@ -107,19 +116,28 @@ def _check_arguments(tokenizer: PreTrainedTokenizerBase, max_length: int | None,
 
 
 def _prepare_row(
-    row: dict, index: int, *, tokenizer: PreTrainedTokenizerBase, max_length: int | None, too_long: str
+    row: dict,
+    index: int,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    too_long: str,
+    fmt: ThinkFormat,
+    end_id: int | None,
 ) -> dict:
     if isinstance(row["prompt"], str) or isinstance(row["completion"], str):
         raise ValueError(f"Row {index} of `dataset` holds text, not messages. Convert it first: `to_think(dataset)`.")
     message = row["completion"][-1]
-    kwargs = _template_kwargs(row, message, index)
+    kwargs = _template_kwargs(row, bool(read_completion(message, fmt=fmt).reasoning), index)
     prompt = _render(tokenizer, row["prompt"], add_generation_prompt=True, **kwargs)
     text = _render(tokenizer, [*row["prompt"], *row["completion"]], **kwargs)
     input_ids, prompt_ids = _encode(tokenizer, text), _encode(tokenizer, prompt)
-    block = EMPTY_BLOCK.match(text, len(prompt))
+    # What a template puts before an answer without reasoning. It is never trained: a model that learns to write it
+    # stops thinking.
+    block = re.compile(rf"\s*{re.escape(fmt.open)}\s*{re.escape(fmt.close)}\s*").match(text, len(prompt))
     start = len(_encode(tokenizer, text[: block.end()])) if block else len(prompt_ids)
     labels = _label(tokenizer, input_ids, start)
-    causes = check_labels(input_ids, labels, prompt_ids, message, tokenizer)
+    causes = check_labels(input_ids, labels, prompt_ids, message, tokenizer, fmt, end_id)
     if causes:
         raise ValueError(_refusal(index, causes))
     cause = None
@@ -133,18 +151,18 @@ def _prepare_row(
     return {"input_ids": input_ids, "labels": labels, "num_tokens": len(input_ids), CAUSE: cause}
 
 
-def _template_kwargs(row: dict, message: dict, index: int) -> dict[str, Any]:
+def _template_kwargs(row: dict, has_reasoning: bool, index: int) -> dict[str, Any]:
     """What the row passes to the chat template; if it does not say so itself, thinking is on with reasoning."""
     given = {key: value for key, value in (row.get("chat_template_kwargs") or {}).items() if value is not None}
-    reasoning = read_completion(message).reasoning
-    if reasoning and given.get("enable_thinking") is False:
+    if has_reasoning and given.get("enable_thinking") is False:
         raise ValueError(
             _refusal(index, ["it has reasoning, but its `chat_template_kwargs` say `enable_thinking=False`"])
         )
     tools = row.get("tools") or None
+    thinking = given.get("enable_thinking", has_reasoning)
     return {
         "tools": json.loads(tools) if isinstance(tools, str) else tools,
-        "enable_thinking": bool(reasoning),
+        **dict.fromkeys(THINKING_SWITCHES, thinking),
         **given,
     }
 

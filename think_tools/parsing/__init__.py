@@ -2,7 +2,7 @@
 
 from .completion import read_completion
 from .stored import repair
-from .stream import ThinkStream
-from .trace import Part, Status, Trace, parse
+from .stream import ThinkStream, parse
+from .trace import Part, Status, Trace
 
 __all__ = ["Part", "Status", "ThinkStream", "Trace", "parse", "read_completion", "repair"]

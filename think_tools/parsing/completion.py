@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from ..formats import THINK, ThinkFormat
-from .trace import Part, Trace, check_finished, check_format, parse, unclosed, unwrap
+from ..formats import THINK, ThinkFormat, spellings
+from .stream import parse, unwrap
+from .trace import Part, Trace, check_finished, check_format
 
 # Keys under which servers and data sets put the reasoning of a message (vLLM, SGLang, Ollama, transformers).
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
@@ -17,6 +18,7 @@ def read_completion(
     opened: bool | None = None,
     fmt: ThinkFormat = THINK,
     finished: bool | None = None,
+    interleaved: bool = False,
 ) -> Trace:
     """
     Parse a completion in any form in which trainers and servers hand it out.
@@ -36,6 +38,8 @@ def read_completion(
             The markers.
         finished (`bool`, *optional*):
             Whether the model stopped by itself (`True`) or was cut by the length limit (`False`); `None` if unknown.
+        interleaved (`bool`, *optional*, defaults to `False`):
+            Whether to read several blocks of reasoning, inline or as typed parts, see [`ThinkStream`].
 
     Returns:
         [`Trace`]: Reasoning, answer and status.
@@ -56,22 +60,30 @@ def read_completion(
     """
     check_format(opened or False, fmt)
     check_finished(finished)
-    if isinstance(completion, str):
-        reasoning, content = None, completion
-    else:
-        reasoning, content = _read_message(_last_assistant(completion))
-    if reasoning and reasoning.strip():
-        if not content.strip():
-            return unclosed(reasoning, fmt, True, finished)
+    parts = _read_message({"content": completion} if isinstance(completion, str) else _last_assistant(completion))
+    thoughts = [text for part, text in parts if part == "reasoning"]
+    reasoning, content = "\n\n".join(thoughts), "".join(text for part, text in parts if part == "answer")
+    if reasoning.strip() and interleaved:
+        return parse(_inline(parts, fmt), fmt=fmt, finished=finished, interleaved=True)
+    if reasoning.strip() and not content.strip():
+        return Trace(reasoning.strip(), "", "unclosed" if finished else "truncated", finished)
+    if reasoning.strip():
         return Trace(reasoning.strip(), unwrap(content, fmt), "complete", finished)
     if opened is None:
-        first_close = content.find(fmt.close)
-        opened = first_close >= 0 and fmt.open not in content[:first_close]
-    trace = parse(content, opened=opened, fmt=fmt, finished=finished)
-    if reasoning is not None and trace.status == "no_think":
+        before, close, _ = content.partition(fmt.close)
+        opened = bool(close) and not any(marker in before for marker in spellings(fmt, fmt.open))
+    trace = parse(content, opened=opened, fmt=fmt, finished=finished, interleaved=interleaved)
+    if thoughts and trace.status == "no_think":
         # An empty block that a server has split off already.
         return Trace("", trace.answer, "complete", finished)
     return trace
+
+
+def _inline(parts: list[tuple[Part, str]], fmt: ThinkFormat) -> str:
+    """The parts as the model wrote them. A thought at the end may have been cut."""
+    parts = [(part, text) for part, text in parts if text.strip()]
+    text = "".join(f"{fmt.open}{text}{fmt.close}" if part == "reasoning" else text for part, text in parts)
+    return text.removesuffix(fmt.close) if parts[-1][0] == "reasoning" else text
 
 
 def _last_assistant(completion: object) -> Message:
@@ -97,27 +109,24 @@ def _describe(completion: object) -> str:
     return type(completion).__name__
 
 
-def _read_message(message: Message) -> tuple[str | None, str]:
-    """Reasoning (`None` if the message has none apart) and content of an assistant message."""
+def _read_message(message: Message) -> list[tuple[Part, str]]:
+    """The parts of an assistant message in order; its reasoning is empty if it has an empty key for it."""
     reasoning = next((message[key] for key in _REASONING_KEYS if message.get(key) is not None), None)
     if reasoning is not None and not isinstance(reasoning, str):
         raise TypeError(f"`completion` must hold its reasoning as a string, got {type(reasoning).__name__}.")
     content = message.get("content")
-    if content is None:
-        if "content" not in message and reasoning is None and "tool_calls" not in message:
-            raise ValueError(f"`completion` must have the key 'content', got the keys {sorted(message)}.")
-        return reasoning, ""
-    if isinstance(content, str):
-        return reasoning, content
+    if content is None and "content" not in message and reasoning is None and "tool_calls" not in message:
+        raise ValueError(f"`completion` must have the key 'content', got the keys {sorted(message)}.")
+    if isinstance(content, str) or content is None:
+        content = [content or ""]
     if not isinstance(content, list | tuple):
         raise TypeError(
             f"`completion` must have a string, a list of parts or None as content, got {type(content).__name__}."
         )
     parts = [_read_part(part) for part in content]
-    thoughts = [text for part, text in parts if part == "reasoning"]
-    if reasoning is None and thoughts:
-        reasoning = "\n\n".join(thoughts)
-    return reasoning, "".join(text for part, text in parts if part == "answer")
+    if reasoning is None:
+        return parts
+    return [("reasoning", reasoning), *(part for part in parts if part[0] == "answer")]
 
 
 def _read_part(part: object) -> tuple[Part, str]:

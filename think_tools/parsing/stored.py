@@ -4,7 +4,8 @@ import re
 from typing import NamedTuple
 
 from ..formats import FORMATS, THINK, ThinkFormat
-from .trace import Part, Trace, check_text, unwrap
+from .stream import unwrap
+from .trace import Part, Trace, check_text
 
 # `<think>` and its like as people and pipelines spell them: escaped, full-width, upper case, with attributes.
 _TAG = re.compile(

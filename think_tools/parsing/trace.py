@@ -1,4 +1,5 @@
-r"""What a model's output splits into, and the one rule by which it does, here and in `stream` and `completion`.
+"""
+What a model's output splits into, and the rules by which it does, here and in `stream` and `completion`.
 
 1. Reasoning starts only if the prompt left it open (`opened=True`) or the output, after white space, begins with the
    opening marker. Otherwise all of the output is answer.
@@ -8,6 +9,11 @@ r"""What a model's output splits into, and the one rule by which it does, here a
    skipped thinking).
 4. A format with answer markers loses `answer_open` where the answer, after white space, begins with it, and the first
    `answer_close` after that.
+5. Stop tokens at the very end of the output belong to no part.
+
+A format may know more spellings of a marker (`variants`), begin its reasoning after text (`text_before`) or skip it
+with a closing marker (`bare_close`). Read interleaved, an opening marker in the answer begins another block of
+reasoning, and a tool call ends the reasoning as a closing marker does, but stays, as text of the answer.
 
 `repair` is the one exception: it guesses, and is for stored data only.
 """
@@ -38,8 +44,8 @@ class Trace:
         finished (`bool`, *optional*):
             What the server said: `True` the model stopped by itself, `False` cut by the length limit, `None` unknown.
         blocks (`tuple[tuple[str, str], ...]`, *optional*, defaults to `()`):
-            `(part, text)` of every block in order, `part` being `"reasoning"` or `"answer"`. Set by
-            [`ThinkStream`] with `interleaved=True`.
+            `(part, text)` of every block in order, `part` being `"reasoning"` or `"answer"`. Set only where several
+            blocks are read, with `interleaved=True`.
         rule (`str`, *optional*):
             What [`repair`] did, several rules joined by `+`. `None` where nothing had to be repaired.
     """
@@ -90,73 +96,6 @@ class Trace:
         if self.status != "complete":
             return f"{fmt.open}\n{self.reasoning}"
         return f"{fmt.open}\n{self.reasoning}\n{fmt.close}\n\n{fmt.answer_open}{self.answer}{fmt.answer_close}"
-
-
-def parse(text: str, *, opened: bool = False, fmt: ThinkFormat = THINK, finished: bool | None = None) -> Trace:
-    """
-    Parse one whole output.
-
-    Args:
-        text (`str`):
-            What the model wrote, without the prompt, decoded with `skip_special_tokens=False` if the markers are
-            special tokens.
-        opened (`bool`, *optional*, defaults to `False`):
-            Whether the generation prompt ended inside the reasoning, as templates that write `<think>` do. A
-            repeated opening marker is accepted.
-        fmt ([`ThinkFormat`], *optional*, defaults to `THINK`):
-            The markers.
-        finished (`bool`, *optional*):
-            Whether the model stopped by itself (`True`) or was cut by the length limit (`False`); `None` if unknown.
-
-    Returns:
-        [`Trace`]: Reasoning, answer and status.
-
-    Raises:
-        `TypeError`: If an argument has another type.
-
-    Example:
-
-    ```python
-    >>> from think_tools import parse
-
-    >>> parse("2+2</think>4", opened=True)
-    Trace(reasoning='2+2', answer='4', status='complete', finished=None, blocks=(), rule=None)
-    >>> parse("<think>2+", finished=False).status
-    'truncated'
-    ```
-    """
-    check_text(text)
-    check_format(opened, fmt)
-    check_finished(finished)
-    start = len(text) - len(text.lstrip())
-    wrote = text.startswith(fmt.open, start)
-    if wrote:
-        start += len(fmt.open)
-    elif not opened:
-        return Trace(None, unwrap(text, fmt), "no_think", finished)
-    end = text.find(fmt.close, start)
-    if end < 0:
-        return unclosed(text[start:], fmt, wrote, finished)
-    return Trace(text[start:end].strip(), unwrap(text[end + len(fmt.close) :], fmt), "complete", finished)
-
-
-def unclosed(text: str, fmt: ThinkFormat, wrote: bool, finished: bool | None) -> Trace:
-    """The trace of `text` without a closing marker; `wrote` tells whether the model itself wrote the opening one."""
-    if finished and not wrote:
-        return Trace(None, unwrap(text, fmt), "unclosed", finished)
-    return Trace(text.strip(), "", "unclosed" if finished else "truncated", finished)
-
-
-def unwrap(answer: str, fmt: ThinkFormat) -> str:
-    """The stripped answer without the markers around it (rule 4)."""
-    answer = answer.strip()
-    if fmt.answer_open:
-        if not answer.startswith(fmt.answer_open):
-            return answer
-        answer = answer.removeprefix(fmt.answer_open)
-    if fmt.answer_close:
-        answer = answer.replace(fmt.answer_close, "", 1)
-    return answer.strip()
 
 
 def check_text(text: object) -> None:

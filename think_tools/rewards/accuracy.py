@@ -3,14 +3,12 @@
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from ..answers import Verdict, extract_answer, shared_grader
 from ..answers.numbers import clean
-from .completions import Completion, LogExtra, LogMetric, read_traces
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from ..formats import ThinkFormat
+from .completions import Completion, CompletionReader, LogExtra, LogMetric, Tokenizer
 
 Kind = Literal["auto", "math", "choice", "exact"]
 _LETTER = re.compile(r"(?:(?i:option|choice|choose|select)\s|选项?\s?)?\(?([A-J])(?:\)|\s?[.:,、]|$)")
@@ -31,8 +29,9 @@ def accuracy_reward(
     tool run, finds `<answer>42</answer>`, "The answer is 42.", "答案是42。" and a bare `42`, reads gold answers like
     `B`, `\pi`, `1,-2` and `#### 5`, and cannot hang: algebra runs in processes that are killed after 5 seconds.
 
-    A reward without a tokenizer cannot see that a chat template had already written `<think>` when no `</think>` came,
-    and not a think marker that is a special token and was erased: such reasoning looks like an answer. Use
+    The reasoning is told by `<think>`, or by any opening marker of [`FORMATS`] with which the completion begins. A
+    reward without a tokenizer cannot see that a chat template had already written the marker when no closing one came,
+    and not a marker that is a special token and was erased: such reasoning looks like an answer. Use
     `get_accuracy_reward(tokenizer=tokenizer)` with these.
 
     Args:
@@ -62,14 +61,15 @@ def accuracy_reward(
     [1.0, 0.0, None]
     ```
     """
-    return _AccuracyReward("auto", last_number=False, timeout=5.0, tokenizer=None)(completions, solution, **kwargs)
+    return get_accuracy_reward()(completions, solution, **kwargs)
 
 
 def get_accuracy_reward(
     kind: Kind = "auto",
     last_number: bool = False,
     timeout: float = 5.0,
-    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    tokenizer: "Tokenizer | None" = None,
+    fmt: ThinkFormat | None = None,
 ) -> Callable[..., list[float | None]]:
     """
     Reward function like [`accuracy_reward`], with settings.
@@ -85,8 +85,11 @@ def get_accuracy_reward(
         timeout (`float`, *optional*, defaults to `5.0`):
             Seconds of wall time for one answer. What takes longer is wrong and counted in `accuracy/stopped`.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
-            The policy's tokenizer. With it a generation prompt that ends in `<think>`, cut-off outputs and think
+            The policy's tokenizer. With it a generation prompt that opens the reasoning, cut-off outputs and think
             markers that are special tokens are read right, from `completion_ids`.
+        fmt ([`ThinkFormat`], *optional*):
+            Markers of the reasoning. `None`: the tokenizer's, found by `detect_format`; without a tokenizer, or if it
+            shows none, those of [`FORMATS`] with which a completion begins, else `<think>`.
 
     Returns:
         `Callable`: A picklable reward function for [`~trl.GRPOTrainer`].
@@ -110,35 +113,31 @@ def get_accuracy_reward(
         raise ValueError(f"`kind` must be one of {list(get_args(Kind))}, got {kind!r}.")
     if timeout <= 0:
         raise ValueError(f"`timeout` must be a positive number of seconds, got {timeout}.")
-    return _AccuracyReward(kind, last_number, timeout, tokenizer)
+    return _AccuracyReward(kind, last_number, timeout, CompletionReader(tokenizer, fmt))
 
 
 class _AccuracyReward:
     # A class and no closure: TRL's async GRPO pickles reward functions into a spawned process.
     __name__ = "accuracy_reward"
 
-    def __init__(
-        self, kind: Kind, last_number: bool, timeout: float, tokenizer: "PreTrainedTokenizerBase | None"
-    ) -> None:
+    def __init__(self, kind: Kind, last_number: bool, timeout: float, reader: CompletionReader) -> None:
         self.kind = kind
         self.last_number = last_number
         self.timeout = timeout
-        self.tokenizer = tokenizer
+        self.reader = reader
 
     def __call__(
         self,
         completions: list[Completion],
         solution: Sequence | None = None,
         *,
-        prompts: list | None = None,
-        completion_ids: list[list[int]] | None = None,
         log_metric: LogMetric | None = None,
         log_extra: LogExtra | None = None,
-        **columns: object,
+        **columns: Any,
     ) -> list[float | None]:
         _check_solution(solution, completions, columns)
         assert solution is not None
-        traces = read_traces(completions, prompts=prompts, completion_ids=completion_ids, tokenizer=self.tokenizer)
+        traces = self.reader.read(completions, **columns)
         answers, verdicts = self._grade([trace.answer for trace in traces], solution)
         if log_metric:
             log_metric("accuracy/no_answer", float(answers.count(None)))

@@ -42,12 +42,10 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .completions import Completion, LogMetric, read_traces
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from ..formats import ThinkFormat
+from .completions import Completion, CompletionReader, LogMetric, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +62,8 @@ def get_code_reward(
     all_or_nothing: bool = True,
     language: str = "python",
     max_workers: int = 8,
-    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    tokenizer: "Tokenizer | None" = None,
+    fmt: ThinkFormat | None = None,
 ) -> Callable[..., list[float | None]]:
     """
     Reward function that runs the last code block of the answer on tests, in a sandbox of yours.
@@ -88,6 +87,8 @@ def get_code_reward(
             Completions tested at the same time.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
             The policy's tokenizer, to read prefilled, cut and special-token output right.
+        fmt ([`ThinkFormat`], *optional*):
+            Markers of the reasoning, see [`get_accuracy_reward`].
 
     Returns:
         `Callable`: A reward function for [`~trl.GRPOTrainer`], picklable if `runner` is. Each reward is in
@@ -117,7 +118,7 @@ def get_code_reward(
         )
     if max_workers < 1:
         raise ValueError(f"`max_workers` must be at least 1, got {max_workers}.")
-    return _CodeReward(runner, all_or_nothing, language, max_workers, tokenizer)
+    return _CodeReward(runner, all_or_nothing, language, max_workers, CompletionReader(tokenizer, fmt))
 
 
 class _CodeReward:
@@ -125,31 +126,24 @@ class _CodeReward:
     __name__ = "code_reward"
 
     def __init__(
-        self,
-        runner: Runner,
-        all_or_nothing: bool,
-        language: str,
-        max_workers: int,
-        tokenizer: "PreTrainedTokenizerBase | None",
+        self, runner: Runner, all_or_nothing: bool, language: str, max_workers: int, reader: CompletionReader
     ) -> None:
         self.runner = runner
         self.all_or_nothing = all_or_nothing
         self.language = language
         self.max_workers = max_workers
-        self.tokenizer = tokenizer
+        self.reader = reader
 
     def __call__(
         self,
         completions: list[Completion],
         tests: Sequence[Sequence[Test] | None] | None = None,
         *,
-        prompts: list | None = None,
-        completion_ids: list[list[int]] | None = None,
         log_metric: LogMetric | None = None,
         **columns: Any,
     ) -> list[float | None]:
         tests = _checked(tests, len(completions))
-        traces = read_traces(completions, prompts=prompts, completion_ids=completion_ids, tokenizer=self.tokenizer)
+        traces = self.reader.read(completions, **columns)
         programs = [last_code_block(trace.answer, self.language) for trace in traces]
         with ThreadPoolExecutor(self.max_workers) as pool:
             outcomes = list(pool.map(self._score, programs, tests))

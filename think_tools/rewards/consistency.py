@@ -2,15 +2,13 @@
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..answers import extract_answer, shared_grader
 from ..answers.numbers import clean, read_number
+from ..formats import ThinkFormat
 from ..parsing import Trace
-from .completions import Completion, LogMetric, read_traces
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from .completions import Completion, CompletionReader, LogMetric, Tokenizer
 
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?")
 _LAST_LINES, _LAST_CHARS = 3, 600
@@ -51,7 +49,7 @@ def consistency_reward(completions: list[Completion], **kwargs: Any) -> list[flo
 
 
 def get_consistency_reward(
-    timeout: float = 5.0, tokenizer: "PreTrainedTokenizerBase | None" = None
+    timeout: float = 5.0, tokenizer: "Tokenizer | None" = None, fmt: ThinkFormat | None = None
 ) -> Callable[..., list[float | None]]:
     """
     Reward function like [`consistency_reward`], with settings.
@@ -61,6 +59,8 @@ def get_consistency_reward(
             Seconds of wall time for one comparison. What takes longer does not agree.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
             The policy's tokenizer, to read prefilled, cut and special-token output right.
+        fmt ([`ThinkFormat`], *optional*):
+            Markers of the reasoning, see [`get_accuracy_reward`].
 
     Returns:
         `Callable`: A picklable reward function for [`~trl.GRPOTrainer`].
@@ -79,27 +79,25 @@ def get_consistency_reward(
     """
     if timeout <= 0:
         raise ValueError(f"`timeout` must be a positive number of seconds, got {timeout}.")
-    return _ConsistencyReward(timeout, tokenizer)
+    return _ConsistencyReward(timeout, CompletionReader(tokenizer, fmt))
 
 
 class _ConsistencyReward:
     # A class and no closure: TRL's async GRPO pickles reward functions into a spawned process.
     __name__ = "consistency_reward"
 
-    def __init__(self, timeout: float, tokenizer: "PreTrainedTokenizerBase | None") -> None:
+    def __init__(self, timeout: float, reader: CompletionReader) -> None:
         self.timeout = timeout
-        self.tokenizer = tokenizer
+        self.reader = reader
 
     def __call__(
         self,
         completions: list[Completion],
         *,
-        prompts: list | None = None,
-        completion_ids: list[list[int]] | None = None,
         log_metric: LogMetric | None = None,
         **columns: Any,
     ) -> list[float | None]:
-        traces = read_traces(completions, prompts=prompts, completion_ids=completion_ids, tokenizer=self.tokenizer)
+        traces = self.reader.read(completions, **columns)
         rewards = [self._agree(trace) for trace in traces]
         if log_metric:
             log_metric("consistency/none", float(rewards.count(None)))

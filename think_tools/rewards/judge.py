@@ -4,13 +4,11 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..parsing import Trace, read_completion
-from .completions import Completion, LogMetric, read_traces
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from ..formats import ThinkFormat
+from ..parsing import Trace
+from .completions import Completion, CompletionReader, LogMetric, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +44,8 @@ def get_judge_reward(
     client: Client,
     criteria: str | Sequence[str] | Mapping[str, str] = "relevance",
     timeout: float = 60.0,
-    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    tokenizer: "Tokenizer | None" = None,
+    fmt: ThinkFormat | None = None,
 ) -> Callable[..., Awaitable[list[float | None]]]:
     r"""
     Asynchronous reward function that asks a judge model and gives the mean of its scores, divided by 10.
@@ -69,6 +68,8 @@ def get_judge_reward(
             Seconds for one completion, waiting included.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
             The policy's tokenizer, to read prefilled, cut and special-token output right.
+        fmt ([`ThinkFormat`], *optional*):
+            Markers of the reasoning, see [`get_accuracy_reward`].
 
     Returns:
         `Callable`: An async reward function for [`~trl.GRPOTrainer`], picklable if `client` is. Each reward is in
@@ -105,7 +106,7 @@ def get_judge_reward(
     """
     if timeout <= 0:
         raise ValueError(f"`timeout` must be a positive number of seconds, got {timeout}.")
-    return _JudgeReward(client, _described(criteria), timeout, tokenizer)
+    return _JudgeReward(client, _described(criteria), timeout, CompletionReader(tokenizer, fmt))
 
 
 def _described(criteria: str | Sequence[str] | Mapping[str, str]) -> dict[str, str]:
@@ -129,25 +130,22 @@ class _JudgeReward:
     # A class and no closure: TRL's async GRPO pickles reward functions into a spawned process.
     __name__ = "judge_reward"
 
-    def __init__(
-        self, client: Client, criteria: dict[str, str], timeout: float, tokenizer: "PreTrainedTokenizerBase | None"
-    ) -> None:
+    def __init__(self, client: Client, criteria: dict[str, str], timeout: float, reader: CompletionReader) -> None:
         self.client = client
         self.criteria = criteria
         self.timeout = timeout
-        self.tokenizer = tokenizer
+        self.reader = reader
 
     async def __call__(
         self,
         completions: list[Completion],
         *,
         prompts: list | None = None,
-        completion_ids: list[list[int]] | None = None,
         solution: Sequence | None = None,
         log_metric: LogMetric | None = None,
         **columns: Any,
     ) -> list[float | None]:
-        traces = read_traces(completions, prompts=prompts, completion_ids=completion_ids, tokenizer=self.tokenizer)
+        traces = self.reader.read(completions, prompts, **columns)
         questions = ["(not given)"] * len(traces) if prompts is None else [_question(prompt) for prompt in prompts]
         references = [None] * len(traces) if solution is None else solution
         rows = zip(questions, traces, references, strict=True)
@@ -169,7 +167,8 @@ class _JudgeReward:
         except Exception as error:  # whatever a client raises, it is no fault of the completion
             logger.warning("The judge's client raised %s: %s", type(error).__name__, error)
             return "failed"
-        scores = [_score(read_completion(reply).answer, name) for name in self.criteria]
+        [judgement] = CompletionReader().read([reply if isinstance(reply, str) else [reply]])
+        scores = [_score(judgement.answer, name) for name in self.criteria]
         found = [score for score in scores if score is not None]
         return sum(found) / len(found) / 10 if len(found) == len(scores) else "unreadable"
 

@@ -3,12 +3,10 @@
 import re
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .completions import Completion, read_traces
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from ..formats import ThinkFormat
+from .completions import Completion, CompletionReader, Tokenizer
 
 # What is no word of any language: code, formulas, LaTeX commands, tags, addresses. Every gap is bounded, so that a
 # text full of opening marks costs linear time.
@@ -69,7 +67,8 @@ def count_words(text: str) -> Counter[str]:
 def get_language_consistency_reward(
     language: str | Callable[[str], float | None],
     min_words: int = 10,
-    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    tokenizer: "Tokenizer | None" = None,
+    fmt: ThinkFormat | None = None,
 ) -> Callable[..., list[float | None]]:
     """
     Reward function that gives the share of target-language words among the words of the reasoning.
@@ -87,6 +86,8 @@ def get_language_consistency_reward(
             shortest reasoning is the purest.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
             The policy's tokenizer, to read prefilled, cut and special-token output right.
+        fmt ([`ThinkFormat`], *optional*):
+            Markers of the reasoning, see [`get_accuracy_reward`].
 
     Returns:
         `Callable`: A picklable reward function for [`~trl.GRPOTrainer`]. Each reward is in `[0.0, 1.0]`; `None` where
@@ -113,7 +114,7 @@ def get_language_consistency_reward(
         )
     if min_words < 1:
         raise ValueError(f"`min_words` must be at least 1, got {min_words}.")
-    return _LanguageConsistencyReward(language, min_words, tokenizer)
+    return _LanguageConsistencyReward(language, min_words, CompletionReader(tokenizer, fmt))
 
 
 class _LanguageConsistencyReward:
@@ -121,25 +122,20 @@ class _LanguageConsistencyReward:
     __name__ = "language_consistency_reward"
 
     def __init__(
-        self,
-        language: str | Callable[[str], float | None],
-        min_words: int,
-        tokenizer: "PreTrainedTokenizerBase | None",
+        self, language: str | Callable[[str], float | None], min_words: int, reader: CompletionReader
     ) -> None:
         self.language = language
         self.min_words = min_words
-        self.tokenizer = tokenizer
+        self.reader = reader
 
     def __call__(
         self,
         completions: list[Completion],
         *,
-        prompts: list | None = None,
-        completion_ids: list[list[int]] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         **columns: Any,
     ) -> list[float | None]:
-        traces = read_traces(completions, prompts=prompts, completion_ids=completion_ids, tokenizer=self.tokenizer)
+        traces = self.reader.read(completions, **columns)
         rewards = [self._share(trace.reasoning or "") for trace in traces]
         if log_metric:
             log_metric("language/none", float(rewards.count(None)))

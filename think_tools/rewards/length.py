@@ -2,13 +2,11 @@
 
 from collections.abc import Callable
 from math import cos, pi
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
+from ..formats import ThinkFormat
 from .accuracy import get_accuracy_reward
-from .completions import Completion, Reward, count_reasoning_tokens, group_rows, read_traces
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from .completions import Completion, CompletionReader, Reward, Tokenizer, count_reasoning_tokens, group_rows
 
 Mode = Literal["linear", "cosine", "exact"]
 
@@ -32,7 +30,8 @@ def get_think_length_reward(
     wrong: tuple[float, float] = (-1.0, -0.5),
     exceeded: float | None = None,
     accuracy: Reward | None = None,
-    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    tokenizer: "Tokenizer | None" = None,
+    fmt: ThinkFormat | None = None,
 ) -> Callable[..., list[float | None]]:
     r"""
     Reward function for the number of reasoning tokens, n; TRL's length rewards count the whole completion.
@@ -71,6 +70,8 @@ def get_think_length_reward(
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
             The policy's tokenizer, to read the completions right and to count tokens. Without it the number is
             estimated from `completion_ids` and the reasoning's share of the characters.
+        fmt ([`ThinkFormat`], *optional*):
+            Markers of the reasoning, see [`get_accuracy_reward`].
 
     Returns:
         `Callable`: A picklable reward function for [`~trl.GRPOTrainer`]. A direct answer has 0 reasoning tokens.
@@ -95,8 +96,9 @@ def get_think_length_reward(
     if alpha is not None and alpha <= 0:
         raise ValueError(f"`alpha` must be positive, got {alpha}.")
     slope = alpha or (1.0 if target else 0.5) / limit
-    accuracy = accuracy or get_accuracy_reward(tokenizer=tokenizer)
-    return _ThinkLengthReward(target is not None, limit, mode, slope, right, wrong, exceeded, accuracy, tokenizer)
+    accuracy = accuracy or get_accuracy_reward(tokenizer=tokenizer, fmt=fmt)
+    reader = CompletionReader(tokenizer, fmt)
+    return _ThinkLengthReward(target is not None, limit, mode, slope, right, wrong, exceeded, accuracy, reader)
 
 
 def _limit(target: int | None, budget: int | None, mode: Mode) -> int:
@@ -127,26 +129,25 @@ class _ThinkLengthReward:
         wrong: tuple[float, float],
         exceeded: float | None,
         accuracy: Reward,
-        tokenizer: "PreTrainedTokenizerBase | None",
+        reader: CompletionReader,
     ) -> None:
         self.aims, self.limit, self.mode, self.slope = aims, limit, mode, slope
         self.right, self.wrong, self.exceeded = right, wrong, exceeded
-        self.accuracy, self.tokenizer = accuracy, tokenizer
+        self.accuracy, self.reader = accuracy, reader
 
     def __call__(
         self,
         completions: list[Completion],
         *,
-        prompts: list | None = None,
         completion_ids: list[list[int]] | None = None,
         **columns: Any,
     ) -> list[float | None]:
-        given = {"prompts": prompts, "completion_ids": completion_ids}
-        traces = read_traces(completions, tokenizer=self.tokenizer, **given)
-        lengths = count_reasoning_tokens(traces, completion_ids, self.tokenizer)
+        columns["completion_ids"] = completion_ids
+        traces = self.reader.read(completions, **columns)
+        lengths = count_reasoning_tokens(traces, completion_ids, self.reader.tokenizer)
         if self.aims and self.mode != "exact":
             return [self._near_target(length) for length in lengths]
-        correct = graded(self.accuracy, completions, given | columns)
+        correct = graded(self.accuracy, completions, columns)
         return [
             None if is_right is None else self._of_answer(length, is_right)
             for length, is_right in zip(lengths, correct, strict=True)
@@ -194,7 +195,9 @@ def graded(accuracy: Reward, completions: list[Completion], columns: dict[str, A
 
 
 def get_group_length_reward(
-    accuracy: Reward | None = None, tokenizer: "PreTrainedTokenizerBase | None" = None
+    accuracy: Reward | None = None,
+    tokenizer: "Tokenizer | None" = None,
+    fmt: ThinkFormat | None = None,
 ) -> Callable[..., list[float | None]]:
     r"""
     Reward function that prefers the shorter right answers among the completions of the same prompt.
@@ -212,6 +215,8 @@ def get_group_length_reward(
             Reward function that tells which answers are right (above 0.5). `None` is [`get_accuracy_reward`].
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
             The policy's tokenizer, for the default `accuracy` to read the completions right.
+        fmt ([`ThinkFormat`], *optional*):
+            Markers of the reasoning, see [`get_accuracy_reward`].
 
     Returns:
         `Callable`: A picklable reward function for [`~trl.GRPOTrainer`]. `None` where `accuracy` gives `None`.
@@ -229,7 +234,7 @@ def get_group_length_reward(
     [0.5, 0.0, -0.5]
     ```
     """
-    return _GroupLengthReward(accuracy or get_accuracy_reward(tokenizer=tokenizer))
+    return _GroupLengthReward(accuracy or get_accuracy_reward(tokenizer=tokenizer, fmt=fmt))
 
 
 class _GroupLengthReward:

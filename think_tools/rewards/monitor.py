@@ -3,17 +3,14 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..formats import THINK
+from ..formats import THINK, ThinkFormat
 from ..parsing import Trace
 from .accuracy import get_accuracy_reward
-from .completions import Completion, LogMetric, Reward, prompts_open, read_traces
+from .completions import Completion, CompletionReader, LogMetric, Reward, Tokenizer
 from .language import count_words
 from .length import graded
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 # Phrases with which traces check, explore and plan. They count how a trace talks; whether it does what it says, no
 # counter can tell.
@@ -62,8 +59,9 @@ def think_monitor(completions: list[Completion], *, log_metric: LogMetric | None
     * `think/unbalanced`: share of the closed completions with more opening than closing brackets of a kind, or fewer,
       which rises when a policy falls apart.
 
-    Without a tokenizer truncation cannot be told from stopping, and a generation prompt that ends in `<think>` is
-    noticed only in outputs that close it; [`get_think_monitor`] with a tokenizer sees both and counts tokens.
+    Without a tokenizer truncation cannot be told from stopping, a generation prompt that opens the reasoning is
+    noticed only in outputs that close it, and `think/multi_block` counts `<think>` alone; [`get_think_monitor`] with a
+    tokenizer sees all three and counts tokens.
 
     Args:
         completions (`list[str]` or `list[list[dict]]`):
@@ -92,20 +90,24 @@ def think_monitor(completions: list[Completion], *, log_metric: LogMetric | None
 
 
 def get_think_monitor(
-    tokenizer: "PreTrainedTokenizerBase | None" = None, accuracy: Reward | None = None
+    tokenizer: "Tokenizer | None" = None,
+    accuracy: Reward | None = None,
+    fmt: ThinkFormat | None = None,
 ) -> Callable[..., list[None]]:
     """
     Reward function like [`think_monitor`] that knows the tokenizer.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
-            The policy's tokenizer. With it a generation prompt that ends in `<think>`, cut-off outputs and think
+            The policy's tokenizer. With it a generation prompt that opens the reasoning, cut-off outputs and think
             markers that are special tokens are read right, from `completion_ids`, and everything that
             [`think_monitor`] counts in characters is counted in tokens, as `think/reasoning_tokens`,
             `think/checking_per_1k_tokens` and so on (the parts tokenized anew, without markers).
         accuracy (`Callable`, *optional*):
             Reward function that tells right from wrong (above 0.5) for the lengths apart. `None` is
             [`get_accuracy_reward`] where the dataset has a column `solution`, and nothing where it has not.
+        fmt ([`ThinkFormat`], *optional*):
+            Markers of the reasoning, see [`get_accuracy_reward`].
 
     Returns:
         `Callable`: A picklable reward function for [`~trl.GRPOTrainer`] that returns `None` for every completion.
@@ -119,33 +121,30 @@ def get_think_monitor(
     [None]
     ```
     """
-    return _ThinkMonitor(tokenizer, accuracy)
+    return _ThinkMonitor(CompletionReader(tokenizer, fmt), accuracy)
 
 
 class _ThinkMonitor:
     # A class and no closure: TRL's async GRPO pickles reward functions into a spawned process.
     __name__ = "think_monitor"
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase | None", accuracy: Reward | None) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, reader: CompletionReader, accuracy: Reward | None) -> None:
+        self.reader, self.tokenizer = reader, reader.tokenizer
         self.accuracy = accuracy
 
     def __call__(
         self,
         completions: list[Completion],
         *,
-        prompts: list | None = None,
-        completion_ids: list[list[int]] | None = None,
         log_metric: LogMetric | None = None,
         **columns: Any,
     ) -> list[None]:
         if log_metric and completions:
-            given = {"prompts": prompts, "completion_ids": completion_ids}
-            traces = read_traces(completions, tokenizer=self.tokenizer, **given)
+            traces = self.reader.read(completions, **columns)
             lengths = [self._length(trace.reasoning or "") for trace in traces]
             metrics = (
-                self._shares(traces, prompts_open(prompts, len(traces), self.tokenizer))
-                | self._lengths(traces, lengths, self._grade(completions, given | columns))
+                self._shares(traces, self.reader.opened(columns.get("prompts"), len(traces)))
+                | self._lengths(traces, lengths, self._grade(completions, columns))
                 | self._phrases(traces, sum(lengths))
                 | _languages(traces)
             )
@@ -163,17 +162,19 @@ class _ThinkMonitor:
     def _grade(self, completions: list[Completion], columns: dict[str, Any]) -> list[bool | None]:
         if self.accuracy is None and columns.get("solution") is None:
             return [None] * len(completions)
-        return graded(self.accuracy or get_accuracy_reward(tokenizer=self.tokenizer), completions, columns)
+        return graded(
+            self.accuracy or get_accuracy_reward(tokenizer=self.tokenizer, fmt=self.reader.fmt), completions, columns
+        )
 
     def _shares(self, traces: Sequence[Trace], opened: Sequence[bool | None]) -> dict[str, float]:
-        statuses = Counter(trace.status for trace in traces)
+        statuses, opener = Counter(trace.status for trace in traces), (self.reader.known_format() or THINK).open
         closed = [f"{trace.reasoning}\n{trace.answer}" for trace in traces if trace.status == "complete"]
         counts = {
             "closed": statuses["complete"],
             "truncated": statuses["truncated"],
             "unclosed": statuses["unclosed"],
             "no_think": statuses["no_think"],
-            "multi_block": sum(THINK.open in f"{trace.reasoning}\n{trace.answer}" for trace in traces),
+            "multi_block": sum(opener in f"{trace.reasoning}\n{trace.answer}" for trace in traces),
         }
         shares = {name: count / len(traces) for name, count in counts.items()}
         if known := [is_open for is_open in opened if is_open is not None]:

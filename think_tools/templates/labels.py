@@ -5,8 +5,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..formats import THINK, ThinkFormat
-from ..parsing import read_completion
+from ..formats import THINK, ThinkFormat, detect_format
+from ..parsing import Trace, read_completion
 from .generation import end_of_turn
 
 IGNORED = -100
@@ -19,7 +19,8 @@ def check_labels(
     prompt_ids: Sequence[int],
     message: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
-    fmt: ThinkFormat = THINK,
+    fmt: ThinkFormat | None = None,
+    end_id: int | None = None,
 ) -> list[str]:
     """
     List what is wrong with the labels of one row.
@@ -39,8 +40,11 @@ def check_labels(
             The assistant message that the row should train, with `reasoning_content` or inline markers.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The tokenizer, with its chat template, that made the ids.
-        fmt ([`ThinkFormat`], *optional*, defaults to `THINK`):
-            The markers that the template writes.
+        fmt ([`ThinkFormat`], *optional*):
+            The markers that the template writes. `None` finds them by `detect_format`, or takes `THINK`.
+        end_id (`int`, *optional*):
+            The token that ends the turn. `None` calls [`end_of_turn`], which renders two chats: for many rows pass its
+            result.
 
     Returns:
         `list[str]`: The causes, each a sentence without subject and full stop; empty if the row is right.
@@ -68,13 +72,16 @@ def check_labels(
     if list(input_ids[:start]) != list(prompt_ids):
         return [_not_a_prefix(input_ids, prompt_ids, tokenizer)]
     row, trained = input_ids[start:], [label for label in labels[start:] if label != IGNORED]
-    trace, end = read_completion(message, fmt=fmt), end_of_turn(tokenizer)
+    fmt = fmt or detect_format(tokenizer) or THINK
+    trace, end = read_completion(message, fmt=fmt), end_of_turn(tokenizer) if end_id is None else end_id
     cut = end is not None and end not in row
-    lost = _lost("reasoning", trace.reasoning or "", trained, row, cut, tokenizer)
+    texts = [_text(tokenizer, ids) for ids in (trained, row)]
+    thoughts, answers = zip(*(_places(text, trace, fmt) for text in texts), strict=True)
     before = _text(tokenizer, prompt_ids[-PROMPT_TAIL:]).rstrip()
+    lost = _lost("reasoning", trace.reasoning or "", thoughts, cut, tokenizer)
     return [
-        *(lost or _broken_block(trace.reasoning, _text(tokenizer, trained).lstrip(), before, fmt)),
-        *_lost("answer", trace.answer, trained, row, cut, tokenizer),
+        *(lost or _broken_block(trace.reasoning, texts[0].lstrip(), before, fmt)),
+        *_lost("answer", trace.answer, answers, cut, tokenizer),
         *_endless(end, trained, tokenizer),
     ]
 
@@ -88,21 +95,28 @@ def _not_a_prefix(input_ids: Sequence[int], prompt_ids: Sequence[int], tokenizer
     )
 
 
-def _lost(
-    part: str, text: str, trained: Sequence[int], row: Sequence[int], cut: bool, tokenizer: PreTrainedTokenizerBase
-) -> list[str]:
-    """Whether `text` is missing in the trained ids, and where it was lost."""
-    if _holds(trained, text, tokenizer):
+def _places(text: str, trace: Trace, fmt: ThinkFormat) -> tuple[str, str]:
+    """The stretches of a text in which reasoning and answer should stand: a short one may also occur elsewhere."""
+    thought, closed, answer = text.partition(fmt.close)
+    if closed and trace.reasoning and fmt.close not in trace.reasoning:
+        return thought.replace(fmt.open, "", 1), answer
+    at = text.rfind(trace.answer)
+    return (text, text) if at < 0 or closed else (text[:at], text[at:])
+
+
+def _lost(part: str, text: str, places: Sequence[str], cut: bool, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Whether `text` is missing where it should stand, given what is trained and the row, and where it was lost."""
+    trained, row = (_holds(place, text, tokenizer) for place in places)
+    if trained:
         return []
-    if _holds(row, text, tokenizer):
+    if row:
         return [f"the {part} is in the row, but not trained, or not all of it"]
     if cut:
         return [f"the {part} is cut: the row ends before it does, so raise the length limit"]
     return [f"the chat template drops the {part}: it is nowhere in the row"]
 
 
-def _holds(ids: Sequence[int], text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    whole = _text(tokenizer, ids)
+def _holds(whole: str, text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     if text in whole:
         return True
     # Normalisers, unknown characters and joined spaces change text on its way through the tokenizer.

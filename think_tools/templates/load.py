@@ -15,7 +15,8 @@ logger = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent
 # The line of each template that gives the variable `instruction` its default.
 INSTRUCTION = re.compile(r'(?<=\{%- set instruction = instruction if instruction is string else )".*"(?= -%\}$)', re.M)
-CHATML_END = "<|im_end|>"
+# The token that ends what the model writes, in the templates that do not take the tokenizer's `eos_token`.
+END = re.compile(r'\{\{- "(.+)" -\}\}\s*\{%- endgeneration')
 THINK_MARKERS = (THINK.open, THINK.close)
 
 
@@ -25,8 +26,10 @@ def load_template(name: str) -> str:
 
     Args:
         name (`str`):
-            `"chatml_think"` (chat models and everything new), `"r1_zero"` (User/Assistant text for base models) or
-            `"instruct_cot"` (Instruction/Question/Response text). `templates/README.md` tells where they come from.
+            `"chatml_think"` (chat models and everything new); `"llama3_think"`, `"gemma_think"`, `"mistral_think"` and
+            `"plain_think"` (the same behaviour in the turns of these families, or in plain text, for base models
+            without a template); `"r1_zero"` (User/Assistant text) or `"instruct_cot"` (Instruction/Question/Response
+            text), which open the reasoning in the prompt. `templates/README.md` tells where they come from.
 
     Returns:
         `str`: The Jinja template.
@@ -54,10 +57,11 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, name: str, *, instruct
     Give a tokenizer one of our chat templates and the `response_template` that parses its output.
 
     Both are saved by `save_pretrained` and `push_to_hub`, so whoever loads the tokenizer renders and parses alike.
-    `"chatml_think"` ends turns in `<|im_end|>`: if the tokenizer has another end of sequence, it becomes
-    `tokenizer.eos_token`, with a warning, for generation would not stop otherwise. The plain-text templates end in
-    the tokenizer's own `eos_token`. `<think>` and `</think>` need not be tokens: they then are ordinary text, of a few
-    tokens each, and everything works but what needs them as single ids, such as [`think_lora_config`].
+    `"chatml_think"` ends turns in `<|im_end|>`, `"llama3_think"` in `<|eot_id|>`, `"gemma_think"` in `<end_of_turn>`:
+    if the tokenizer has another end of sequence, it becomes `tokenizer.eos_token`, with a warning, for generation
+    would not stop otherwise. The others end in the tokenizer's own `eos_token`. `<think>` and `</think>` need not be
+    tokens: they then are ordinary text, of a few tokens each, and everything works but what needs them as single ids,
+    such as [`think_lora_config`]; [`add_think_tokens`] makes them tokens.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -66,7 +70,7 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, name: str, *, instruct
             Name of the template, see [`load_template`].
         instruction (`str`, *optional*):
             Text that tells the model what to do: a persona, or the wording of a paper. It replaces the template's own
-            (`"chatml_think"` has none and makes it the system message; a system message of the chat follows it).
+            (those named `…_think` have none and make it the system message; a system message of the chat follows it).
             `""` leaves it out. `None` keeps the template's. A single render takes another with
             `apply_chat_template(..., instruction=...)`, which is not checked.
 
@@ -96,7 +100,8 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, name: str, *, instruct
         _check_markers(instruction)
         literal = json.dumps(instruction, ensure_ascii=False)  # a Jinja string literal reads JSON's escapes
         template = INSTRUCTION.sub(lambda _: literal, template)
-    _end_turns(tokenizer, name, CHATML_END if CHATML_END in template else tokenizer.eos_token)  # type: ignore[arg-type]
+    end = END.search(template)
+    _end_turns(tokenizer, name, end[1] if end else tokenizer.eos_token)  # type: ignore[arg-type]
     tokenizer.chat_template = template
     tokenizer.response_template = response_template(tokenizer)
     if set(THINK_MARKERS) & set(tokenizer.all_special_tokens):
@@ -125,8 +130,8 @@ def _end_turns(tokenizer: PreTrainedTokenizerBase, name: str, end: str | None) -
     if len(tokenizer.encode(end, add_special_tokens=False)) != 1:
         raise ValueError(
             f"`tokenizer` has no single token {end}, with which {name!r} ends a turn, so generation would not stop. "
-            'Use "r1_zero" or "instruct_cot", which end in the tokenizer\'s own `eos_token`, or add the token '
-            f'(`tokenizer.add_special_tokens({{"eos_token": "{end}"}})`) and a row for it to the model.'
+            'Use "plain_think", "r1_zero" or "instruct_cot", which end in the tokenizer\'s own `eos_token`, or add '
+            f'the token (`tokenizer.add_special_tokens({{"eos_token": "{end}"}})`) and a row for it to the model.'
         )
     if tokenizer.eos_token != end:
         logger.warning(

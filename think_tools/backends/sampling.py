@@ -75,6 +75,8 @@ class Candidate:
             Generated tokens, end of turn included.
         num_reasoning_tokens (`int`):
             Those of them that belong to the reasoning, markers included; 0 when the model did not think.
+        num_prompt_tokens (`int`, *optional*, defaults to `0`):
+            Tokens of the prompt, as a server counts them; 0 where nobody did.
     """
 
     text: str
@@ -82,6 +84,7 @@ class Candidate:
     finish_reason: Literal["stop", "length"]
     num_tokens: int
     num_reasoning_tokens: int
+    num_prompt_tokens: int = 0
 
 
 @dataclass(frozen=True)

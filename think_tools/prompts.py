@@ -2,8 +2,10 @@
 
 Each takes the messages of a prompt and gives new ones whose last turn holds the instructions, in Chinese if the
 question has a Chinese character. They stand in the user's turn, because many reasoning models are trained without a
-system message, and templates drop the reasoning of earlier turns. Sources: https://huggingface.co/papers/2205.11916 (zero-shot), https://huggingface.co/papers/2201.11903
-(few-shot), https://huggingface.co/papers/2203.14465 (reasoning written towards a known answer).
+system message, and templates drop the reasoning of earlier turns.
+
+Sources: https://huggingface.co/papers/2205.11916 (zero-shot), https://huggingface.co/papers/2201.11903 (few-shot),
+https://huggingface.co/papers/2203.14465 (reasoning written towards a known answer).
 """
 
 import re

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+import math
 import random
 import threading
 import time
@@ -28,6 +29,7 @@ K = TypeVar("K")
 _PASSING = {408, 409, 425, 429}  # statuses worth another attempt, beside every 5xx
 _LONGEST_BACKOFF = 60.0  # seconds
 _STOPPED = ("stop", "eos_token", "stop_sequence")  # the last two are text-generation-inference's
+_REFUSED = ("content_filter", "tool_calls", "function_call")  # another attempt would end the same
 # What a transport raises, what reading a body of the wrong shape raises, and RuntimeError, our verdict "hopeless".
 _FAILURES = (httpx2.HTTPError, OSError, ValueError, TypeError, AttributeError, LookupError, RuntimeError)
 
@@ -111,7 +113,7 @@ class ClientBackend:
             if (number := vars(self)[name]) is not None and not number > 0:
                 raise ValueError(f"`{name}` must be positive, got {number}.")
         self._tls = httpx2.create_ssl_context()
-        self._requests, self._tokens = _Pace(self.requests_per_minute), _Pace(self.tokens_per_minute)
+        self._free_at = {"requests": 0.0, "tokens": 0.0}  # when the limit of each allows more
 
     def sample(
         self, prompts: Sequence[Messages], params: SamplingParams, **chat_template_kwargs: Any
@@ -139,12 +141,11 @@ class ClientBackend:
         requests = [((i, j), prompts[i], nth_sample(params, j)) for i, j in keys]
 
         async def collect() -> dict[tuple[int, int], Candidate | ConnectionError]:
-            return {key: reply async for key, reply in self.as_completed(requests, **chat_template_kwargs)}
+            return {key: result async for key, result in self.as_completed(requests, **chat_template_kwargs)}
 
         found = run_sync(collect())
-        candidates = [reply for reply in map(found.get, keys) if isinstance(reply, Candidate)]
-        if len(candidates) < len(keys):
-            failed = [reply for reply in found.values() if isinstance(reply, ConnectionError)]
+        candidates = [result for key in keys if isinstance(result := found[key], Candidate)]
+        if failed := [result for result in found.values() if isinstance(result, ConnectionError)]:
             raise ConnectionError(f"{len(failed)} of {len(keys)} requests failed, the first with: {failed[0]}")
         return [candidates[i : i + params.n] for i in range(0, len(candidates), params.n)]
 
@@ -180,12 +181,17 @@ class ClientBackend:
             # One connection each: a pool of many looks at all of them for every request.
             idle: list[AsyncInferenceClient] = []
 
-            async def ask(key: K, *request: Any) -> tuple[K, Candidate | ConnectionError]:
+            async def ask(key: K, messages: Messages, params: SamplingParams) -> tuple[K, Candidate | ConnectionError]:
                 client = idle.pop() if idle else await sessions.enter_async_context(self._session())
+                used = 0
                 try:
-                    return key, await self._ask(client, *request, chat_template_kwargs)
-                finally:
-                    idle.append(client)
+                    result = await self._retry(lambda: self._answer(client, messages, params, chat_template_kwargs))
+                    used = result.num_prompt_tokens + result.num_tokens
+                except ConnectionError as error:
+                    result = error
+                self._take("tokens", used - params.max_tokens)
+                idle.append(client)
+                return key, result
 
             try:
                 while running or more:
@@ -193,7 +199,8 @@ class ClientBackend:
                     while more and len(running) < self.concurrency and not (wait := self._wait()):
                         request = next(source, None)
                         if more := request is not None:
-                            self._take(request[2])
+                            self._take("requests", 1)
+                            self._take("tokens", request[2].max_tokens)  # until it is known how many there are
                             running.add(asyncio.create_task(ask(*request)))
                     if running:
                         done, running = await asyncio.wait(running, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
@@ -234,7 +241,7 @@ class ClientBackend:
             raise ValueError(f"`params.n` must be 1 to stream, got {params.n}.")
         while wait := self._wait():
             await asyncio.sleep(wait)
-        self._take(params)
+        self._take("requests", 1)
         arguments = {**self._arguments(params, chat_template_kwargs), "stream_options": {"include_usage": True}}
         split, thoughts, texts = ThinkStream(opened=bool(self.opened), fmt=self.fmt), list[str](), list[str]()
         usage, reason, num_pieces = None, None, 0
@@ -257,7 +264,7 @@ class ClientBackend:
                 candidate = self._candidate(message, reason, usage, messages)
             except _FAILURES as failure:
                 raise ConnectionError(f"The stream broke off: {_diagnose(failure)[0]}") from failure
-        self._tokens.take(candidate.num_prompt_tokens + candidate.num_tokens - params.max_tokens)
+        self._take("tokens", candidate.num_prompt_tokens + candidate.num_tokens)
         yield candidate
 
     @asynccontextmanager
@@ -280,30 +287,17 @@ class ClientBackend:
         sampling = {name: vars(params)[name] for name in names}
         return {"model": self.model, "extra_body": {**extra_body, **self.extra_body}, **sampling}
 
-    async def _ask(
-        self,
-        client: AsyncInferenceClient,
-        messages: Messages,
-        params: SamplingParams,
-        chat_template_kwargs: Mapping[str, Any],
-    ) -> Candidate | ConnectionError:
-        async def call() -> Candidate:
-            output = await client.chat_completion(messages, **self._arguments(params, chat_template_kwargs))
-            return self._candidate(output.choices[0].message, output.choices[0].finish_reason, output.usage, messages)
-
-        used = 0
-        try:
-            candidate = await self._retry(call)
-            used = candidate.num_prompt_tokens + candidate.num_tokens
-            return candidate
-        except ConnectionError as error:
-            return error
-        finally:
-            self._tokens.take(used - params.max_tokens)
+    async def _answer(
+        self, client: AsyncInferenceClient, messages: Messages, params: SamplingParams, kwargs: Mapping[str, Any]
+    ) -> Candidate:
+        output = await client.chat_completion(messages, **self._arguments(params, kwargs))
+        return self._candidate(output.choices[0].message, output.choices[0].finish_reason, output.usage, messages)
 
     async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
         """What `call` gives in the end; a `ConnectionError` if it fails for good."""
-        for attempt in itertools.count(1):
+        attempt = 0
+        while True:
+            attempt += 1
             try:
                 return await call()
             except _FAILURES as failure:
@@ -311,61 +305,41 @@ class ClientBackend:
             if not passing or attempt == self.max_attempts or retry_after > self.timeout:
                 raise ConnectionError(f"{error} (attempt {attempt} of {self.max_attempts})")
             logger.info("Attempt %d of %d: %s", attempt, self.max_attempts, error)
-            self._requests.hold(retry_after)
-            self._requests.take()
+            self._take("requests", 1, after=retry_after)
             longest = min(_LONGEST_BACKOFF, self.backoff * 2 ** (attempt - 1))
             await asyncio.sleep(retry_after + random.uniform(longest / 2, longest))
-        raise AssertionError("unreachable: the loop ends in a return or a raise")
 
     def _candidate(
         self, message: Mapping[str, Any], reason: str | None, usage: Mapping[str, Any] | None, prompt: Messages
     ) -> Candidate:
         """The candidate in a message; a `ValueError` if another attempt may bring one, a `RuntimeError` if not."""
-        if reason in ("content_filter", "tool_calls", "function_call"):
-            raise RuntimeError(f"the server ended the answer with finish_reason {reason!r}")
-        if reason not in (*_STOPPED, "length"):
-            raise ValueError(f"finish_reason {reason!r}")
+        stopped = reason in _STOPPED
+        if not stopped and reason != "length":
+            raise (RuntimeError if reason in _REFUSED else ValueError)(
+                f"the answer ended with finish_reason {reason!r}"
+            )
         thought, content = _reasoning(message), message.get("content")
         turn = {"role": "assistant", "reasoning_content": thought, "content": content}
-        trace = read_completion(turn, opened=self.opened, fmt=self.fmt, finished=reason in _STOPPED)
+        trace = read_completion(turn, opened=self.opened, fmt=self.fmt, finished=stopped)
         size = len(trace.reasoning or "") + len(trace.answer)
-        if not size and reason == "length":
-            raise RuntimeError("the answer is empty and cut by the length limit: raise `max_tokens`")
         if not size:
-            raise ValueError("the answer is empty")
+            raise (ValueError if stopped else RuntimeError)(f"the answer is empty, finish_reason {reason!r}")
         text, usage = trace.text(self.fmt) if thought else str(content), usage or {}
         num_tokens = usage.get("completion_tokens") or _estimate(text)
         known = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens")
         num_reasoning_tokens = known or round(num_tokens * len(trace.reasoning or "") / size)
         num_prompt_tokens = usage.get("prompt_tokens") or _estimate("".join(str(turn["content"]) for turn in prompt))
-        finish_reason = "stop" if reason in _STOPPED else "length"
+        finish_reason = "stop" if stopped else "length"
         return Candidate(text, trace, finish_reason, num_tokens, num_reasoning_tokens, num_prompt_tokens)
 
     def _wait(self) -> float:
-        """Seconds until a request may be sent."""
-        return max(self._requests.wait(), self._tokens.wait())
+        """Seconds until the limits allow a request."""
+        return max(0.0, max(self._free_at.values()) - time.monotonic())
 
-    def _take(self, params: SamplingParams) -> None:
-        self._requests.take()
-        self._tokens.take(params.max_tokens)  # until it is known how many it needs
-
-
-class _Pace:
-    """A leaky bucket: when there is room again for something of which so many may pass in a minute."""
-
-    def __init__(self, per_minute: float | None) -> None:
-        self._seconds = 60 / per_minute if per_minute else 0.0
-        self._free_at = 0.0
-
-    def wait(self) -> float:
-        return max(0.0, self._free_at - time.monotonic())
-
-    def take(self, amount: float = 1.0) -> None:
-        """Take room; a negative amount gives it back."""
-        self._free_at = max(self._free_at, time.monotonic()) + amount * self._seconds
-
-    def hold(self, seconds: float) -> None:
-        self._free_at = max(self._free_at, time.monotonic() + seconds)
+    def _take(self, what: str, amount: float, *, after: float = 0.0) -> None:
+        """Count requests or tokens against their limit, and let no request start for some seconds."""
+        per_minute = vars(self)[f"{what}_per_minute"] or math.inf
+        self._free_at[what] = max(self._free_at[what], time.monotonic() + after) + 60 * amount / per_minute
 
 
 def nth_sample(params: SamplingParams, number: int) -> SamplingParams:

@@ -2,6 +2,7 @@
 
 from .convert import to_think
 from .distill import distill
+from .journeys import journey, stream_of_search
 from .prepare import prepare_sft
 
-__all__ = ["distill", "prepare_sft", "to_think"]
+__all__ = ["distill", "journey", "prepare_sft", "stream_of_search", "to_think"]

@@ -28,7 +28,7 @@ class Reply:
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0.0  # seconds before the first byte
-    reset: bool = False  # breaks the connection off: before the first byte, or after `chunks`
+    reset: bool = False  # breaks the connection off: before the first byte, or after the body or chunks there are
     chunks: tuple[Any, ...] | None = None  # the events of a stream, JSON or bytes
 
 
@@ -140,7 +140,11 @@ class Server:
                     await self._reply(self.script(body, len(self.bodies) - 1), writer)
                 finally:
                     self.num_open -= 1
-        except (asyncio.IncompleteReadError, ConnectionError):  # the client has gone
+        except (
+            asyncio.IncompleteReadError,
+            asyncio.CancelledError,
+            ConnectionError,
+        ):  # the client has gone, or the test
             pass
         finally:
             writer.close()
@@ -155,7 +159,7 @@ class Server:
             **({"Transfer-Encoding": "chunked"} if streaming else {"Content-Length": str(len(payload))}),
             **reply.headers,
         }
-        if streaming or not reply.reset:
+        if streaming or not reply.reset or reply.body:
             head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
             writer.write(f"HTTP/1.1 {reply.status} X\r\n{head}\r\n".encode() + (b"" if streaming else payload))
         for chunk in reply.chunks or ():

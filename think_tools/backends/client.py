@@ -5,10 +5,10 @@ import itertools
 import logging
 import math
 import random
-import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import KW_ONLY, dataclass, field, replace
 from email.utils import mktime_tz, parsedate_tz
 from typing import Any, TypeVar
@@ -355,15 +355,11 @@ def run_sync(main: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(main)
     loop = asyncio.new_event_loop()
     task = loop.create_task(main)
-    thread = threading.Thread(target=loop.run_until_complete, args=(asyncio.wait([task]),))
-    thread.start()
-    try:
-        thread.join()
-    finally:  # an interrupt ends the requests too
-        loop.call_soon_threadsafe(task.cancel)
-        thread.join()
-        loop.close()
-    return task.result()
+    with closing(loop), ThreadPoolExecutor(1) as thread:
+        try:
+            return thread.submit(loop.run_until_complete, task).result()
+        finally:  # an interrupt ends the requests too
+            loop.call_soon_threadsafe(task.cancel)
 
 
 async def _read_error_body(response: httpx2.Response) -> None:

@@ -27,7 +27,7 @@ _PARAMS = SamplingParams(temperature=0.6, top_p=0.95, max_tokens=16384)
 # The columns that a run writes; all others are the question's.
 _WRITTEN = {
     "prompt": List(Json()),
-    "completion": List({"role": Value("string"), "reasoning_content": Value("string"), "content": Value("string")}),
+    "completion": List(Json()),
     "chat_template_kwargs": Json(),
     **dict.fromkeys(("solution", "source", "id", "model", "status", "finish_reason", "key"), Value("string")),
     **dict.fromkeys(("sample", "num_prompt_tokens", "num_tokens"), Value("int64")),
@@ -143,7 +143,8 @@ def distill(
     answers = {row["key"]: row for row in _read(out)}
     made = [answers[row["key"]] for row, _, _ in requests() if row["key"] in answers]
     others = [{name: value for name, value in row.items() if name not in _WRITTEN} for row in made]
-    return Dataset.from_list(made, features=Features({**Dataset.from_list(others).features, **_WRITTEN}))
+    features = Features({**Dataset.from_list(others).features, **_WRITTEN})
+    return Dataset.from_dict({name: [row.get(name) for row in made] for name in features}, features=features)
 
 
 def _requests(

@@ -118,11 +118,12 @@ def test_a_torn_last_line_is_mended(out, left):
     assert len(lines(out)) == 5
 
 
-def test_a_file_of_something_else_is_left_alone(out):
-    out.write_text('{"question": "2+2?"}\n')
+@pytest.mark.parametrize("text", ['{"question": "2+2?"}\n', '{"question": "2+2?"}', "[1]", "notes", "no JSON\n"])
+def test_a_file_of_something_else_is_left_alone(out, text):
+    out.write_text(text)
     with pytest.raises(ValueError, match=r"`out` is .*rows.jsonl, whose line 1 is no row of `distill`: name another"):
         run(echo, ROWS, out)
-    assert out.read_text() == '{"question": "2+2?"}\n'
+    assert out.read_text() == text
 
 
 def test_a_question_that_comes_twice_is_asked_twice(out):
@@ -270,7 +271,7 @@ def test_the_bar_tells_speed_cost_and_failures(out, capsys):
         run(lambda body, number: refuses(400) if number == 0 else echo(body), ROWS, out, price=(1000, 1000))
     finally:
         disable_progress_bars()
-    assert re.search(r"5/5 .*[\d,]+ tokens/s, cost 0\.12, 1 failed", capsys.readouterr().err)
+    assert re.search(r"5/5 .*tokens/s=[\d,]+, cost=0\.12, failed=1", capsys.readouterr().err)
 
 
 def test_no_rows_are_no_error(out, caplog):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import aclosing
@@ -21,6 +22,8 @@ from ..prompts import cites_hint, rationalise
 from .rows import open_dataset
 
 logger = logging.getLogger(__name__)
+
+Prompt = Callable[[Messages], Messages]
 
 _HOPELESS = 50  # failures in a row after which the server is taken to be gone
 _PARAMS = SamplingParams(temperature=0.6, top_p=0.95, max_tokens=16384)
@@ -43,7 +46,7 @@ def distill(
     n: int = 1,
     params: SamplingParams = _PARAMS,
     thinking: bool | None = None,
-    prompt: Callable[[Messages], Messages] | None = None,
+    prompt: Prompt | None = None,
     hint: str | None = None,
     shard: tuple[int, int] = (0, 1),
     max_tokens_total: int | None = None,
@@ -135,10 +138,11 @@ def distill(
     settings = {"model": model, "extra_body": client_options.get("extra_body"), **kwargs}
     requests = partial(_requests, rows, replace(params, n=n), settings, prompt, hint, shard)
     backend = ClientBackend(model, **client_options)
+    limits = {"max_tokens_total": max_tokens_total or math.inf, "max_cost": max_cost or math.inf}
+    run = _Run(out, limits, price)
     size = len(range(shard[0], len(rows), shard[1])) * n if isinstance(rows, Dataset) else None
     with tqdm(total=size, unit="row", desc=model) as bar:
-        run = _Run(out, {"max_tokens_total": max_tokens_total, "max_cost": max_cost}, price or (0.0, 0.0), bar)
-        run_sync(run.ask(backend, requests(), kwargs, prompted=bool(prompt or hint)))
+        run_sync(run.ask(backend, requests(), kwargs, bar, prompted=bool(prompt or hint)))
     run.report()
     answers = {row["key"]: row for row in _read(out)}
     made = [answers[row["key"]] for row, _, _ in requests() if row["key"] in answers]
@@ -148,12 +152,7 @@ def distill(
 
 
 def _requests(
-    rows: Dataset | IterableDataset,
-    params: SamplingParams,
-    settings: dict,
-    prompt: Callable[[Messages], Messages] | None,
-    hint: str | None,
-    shard: tuple[int, int],
+    rows: Iterable, params: SamplingParams, settings: dict, prompt: Prompt | None, hint: str | None, shard: tuple
 ) -> Iterator[tuple[dict, Messages, SamplingParams]]:
     """The rows to be answered in this shard, each with what to send for it, in the order of the data set."""
     seen: Counter[str] = Counter()
@@ -186,10 +185,10 @@ def _answered(row: dict, candidate: Candidate, thinking: bool | None, *, prompte
         trace = written
     if thinking is False and trace.reasoning:
         raise ValueError("the model thought although `thinking=False`")
-    if row["rationalised"] and (not trace.reasoning or cites_hint(f"{trace.reasoning}\n{trace.answer}")):
-        raise ValueError(
-            "the reasoning cites the hint" if trace.reasoning else "no reasoning was written for the hint"
-        )
+    if row["rationalised"] and not trace.reasoning:
+        raise ValueError("no reasoning was written for the hint")
+    if row["rationalised"] and cites_hint(f"{trace.reasoning}\n{trace.answer}"):
+        raise ValueError("the reasoning cites the hint")
     row["completion"] = [{**trace.message(), "reasoning_content": trace.reasoning or None}]
     row["chat_template_kwargs"] = {**(row.get("chat_template_kwargs") or {}), "enable_thinking": bool(trace.reasoning)}
     row["status"], row["finish_reason"] = trace.status, candidate.finish_reason
@@ -200,22 +199,22 @@ def _answered(row: dict, candidate: Candidate, thinking: bool | None, *, prompte
 class _Run:
     """What a run has got, spent and missed."""
 
-    def __init__(self, out: Path, limits: dict[str, float | None], price: tuple[float, float], bar: tqdm) -> None:
-        self.out, self.limits, self.price, self.bar = out, limits, price, bar
-        self.keys: set[str] = set()
-        self.prompt_tokens = self.tokens = self.num_answers = self.num_flying = self.failed_in_a_row = 0
-        self.failures: Counter[str] = Counter()
-        self.reached = ""
+    def __init__(self, out: Path, limits: dict[str, float], price: tuple[float, float] | None) -> None:
+        self.out, self.lost, self.limits, self.price = out, out.with_suffix(".failed.jsonl"), limits, price or (0, 0)
+        self.keys, self.failures, self.reached = set[str](), Counter[str](), ""
+        self.tokens = [0, 0]  # of prompts, of answers
+        self.num_answers = self.num_flying = self.failed_in_a_row = 0
         for row in _read(out):
             self.keys.add(row["key"])
             self._pay(row["num_prompt_tokens"], row["num_tokens"])
-        self.tokens_before = self.tokens
 
-    async def ask(self, backend: ClientBackend, requests: Iterable[tuple], kwargs: dict, *, prompted: bool) -> None:
+    async def ask(
+        self, backend: ClientBackend, requests: Iterable[tuple], kwargs: dict, bar: tqdm, *, prompted: bool
+    ) -> None:
         """Write the answers that are not in the file yet."""
-        lost = self.out.with_suffix(".failed.jsonl")
-        with self.out.open("ab", buffering=0) as good, lost.open("wb", buffering=0) as bad:
-            async with aclosing(backend.as_completed(self._new(requests), **kwargs)) as results:
+        before = self.tokens[1]
+        with self.out.open("ab", buffering=0) as good, self.lost.open("wb", buffering=0) as bad:
+            async with aclosing(backend.as_completed(self._new(requests, bar), **kwargs)) as results:
                 async for row, result in results:
                     self.num_flying -= 1
                     try:
@@ -228,24 +227,19 @@ class _Run:
                     except (ConnectionError, ValueError) as error:
                         self.failures[str(error)] += 1
                         bad.write(_line({"error": str(error), **row}))
-                    speed = (self.tokens - self.tokens_before) / max(1e-3, self.bar.format_dict["elapsed"])
-                    shown = (
-                        f"{speed:,.0f} tokens/s, cost {self._spent()['max_cost']:.2f}, {self.failures.total()} failed"
-                    )
-                    self.bar.set_postfix_str(shown, refresh=False)
-                    self.bar.update()
+                    speed = (self.tokens[1] - before) / max(1e-3, bar.format_dict["elapsed"])
+                    shown = {"tokens/s": f"{speed:,.0f}", "cost": f"{self._spent()['max_cost']:.2f}"}
+                    bar.set_postfix({**shown, "failed": self.failures.total()}, refresh=False)
+                    bar.update()
 
-    def _new(self, requests: Iterable[tuple]) -> Iterator[tuple]:
+    def _new(self, requests: Iterable[tuple], bar: tqdm) -> Iterator[tuple]:
         """The requests that are not answered yet, until a limit is reached."""
         for request in requests:
             if request[0]["key"] in self.keys:
-                self.bar.update()
+                bar.update()
                 continue
             expected = 1 + self.num_flying / max(1, self.num_answers)
-            spent = self._spent()
-            over = [
-                name for name, limit in self.limits.items() if limit is not None and spent[name] * expected >= limit
-            ]
+            over = [name for name, spent in self._spent().items() if spent * expected >= self.limits[name]]
             if over or self.failed_in_a_row >= _HOPELESS:
                 self.reached = "".join(over[:1])
                 return
@@ -259,23 +253,21 @@ class _Run:
         if self.failed_in_a_row >= _HOPELESS or (self.failed_in_a_row and not self.num_answers):
             raise ConnectionError(f"`distill` gave up. {failed}")
         if self.failures:
-            logger.warning("`distill`: %s They are in %s.", failed, self.out.with_suffix(".failed.jsonl"))
+            logger.warning("`distill`: %s They are in %s.", failed, self.lost)
         if self.reached:
             logger.warning("`distill` stopped at `%s`=%s; raise it to go on.", self.reached, self.limits[self.reached])
 
-    def _pay(self, prompt_tokens: int, tokens: int) -> None:
+    def _pay(self, *tokens: int) -> None:
         self.num_answers += 1
-        self.prompt_tokens += prompt_tokens
-        self.tokens += tokens
+        self.tokens = [sum(pair) for pair in zip(self.tokens, tokens, strict=True)]
 
     def _spent(self) -> dict[str, float]:
-        cost = (self.prompt_tokens * self.price[0] + self.tokens * self.price[1]) / 1e6
-        return {"max_tokens_total": self.prompt_tokens + self.tokens, "max_cost": cost}
+        cost = sum(tokens * price for tokens, price in zip(self.tokens, self.price, strict=True)) / 1e6
+        return {"max_tokens_total": sum(self.tokens), "max_cost": cost}
 
 
 def _digest(value: object) -> str:
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
 
 
 def _line(row: dict) -> bytes:
@@ -284,20 +276,20 @@ def _line(row: dict) -> bytes:
 
 def _read(out: Path) -> Iterator[dict]:
     """The rows in a file, which is made if there is none. A last line that a crash tore is cut off."""
+    end = 0
     with out.open("a+b") as file:
         file.seek(0)
-        end = 0
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
-                _ = row["key"], row["num_tokens"]
-            except (ValueError, LookupError, TypeError) as error:
-                if line.endswith(b"\n"):
-                    raise ValueError(
-                        f"`out` is {out}, whose line {number} is no row of `distill`: name another."
-                    ) from error
-                file.truncate(end)
-                return
-            end += file.write(b"\n") if not line.endswith(b"\n") else 0
+            except ValueError:
+                row = {}
+                if line.startswith(b"{") and not line.endswith(b"\n"):
+                    file.truncate(end)
+                    return
+            if not isinstance(row, dict) or not {"key", "num_tokens"} <= row.keys():
+                raise ValueError(f"`out` is {out}, whose line {number} is no row of `distill`: name another.")
             end += len(line)
+            if not line.endswith(b"\n"):
+                file.write(b"\n")
             yield row

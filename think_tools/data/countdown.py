@@ -9,18 +9,15 @@ from typing import Literal
 
 from datasets import Dataset
 
-QUESTION = "Combine the numbers {numbers} with + - * / to make {target}. Use each of them exactly once."
-NO_SOLUTION = "No solution found."
+_FAILED = "No solution found."
 
 
-def countdown_problems(
-    split: Literal["train", "test"] = "train", n: int = 400, seed: int = 0, *, sizes: Sequence[int] = (3, 4)
-) -> Dataset:
+def countdown_problems(split: Literal["train", "test"] = "train", n: int = 400, seed: int = 0) -> Dataset:
     """
     Solvable countdown problems for [`stream_of_search`]; train and test share no target.
 
-    Numbers from 1 to 99 are drawn and combined at random; a result from 10 to 100 is a target. One target in ten is a
-    test target, whatever the seed.
+    Three or four numbers from 1 to 99 are drawn and combined at random; a result from 10 to 100 is a target. One
+    target in ten is a test target, whatever the seed.
 
     Source: Gandhi et al. 2024, Stream of Search, section 3, https://huggingface.co/papers/2404.03683.
 
@@ -31,15 +28,12 @@ def countdown_problems(
             Number of problems.
         seed (`int`, *optional*, defaults to `0`):
             The same arguments always give the same problems.
-        sizes (`Sequence[int]`, *optional*, defaults to `(3, 4)`):
-            How many numbers a problem may have; each size comes equally often.
 
     Returns:
-        `datasets.Dataset`: Columns `prompt`, `numbers`, `target`, `operations` (one solution), `solution` (`None`:
-        many answers are right), `source` and `id`.
+        `datasets.Dataset`: Columns `numbers`, `target`, `source` and `id`.
 
     Raises:
-        `ValueError`: If `split` is unknown, or `n` or a size is too small.
+        `ValueError`: If `split` is unknown.
 
     Example:
 
@@ -47,33 +41,28 @@ def countdown_problems(
     >>> from think_tools.data.countdown import countdown_problems
 
     >>> row = countdown_problems(n=1)[0]
-    >>> row["numbers"], row["target"], row["operations"]
-    ([33, 31, 67], 65, ['67-33=34', '34+31=65'])
+    >>> row["numbers"], row["target"]
+    ([33, 31, 67], 65)
     ```
     """
     if split not in ("train", "test"):
         raise ValueError(f"`split` must be 'train' or 'test', got {split!r}.")
-    if n < 1 or min(sizes, default=0) < 2:
-        raise ValueError(f"`n` must be at least 1 and all of `sizes` at least 2, got {n} and {sizes}.")
     rng = random.Random(f"countdown/{split}/{seed}")
     rows: list[dict] = []
     while len(rows) < n:
-        numbers = left = [rng.randint(1, 99) for _ in range(rng.choice(sizes))]
-        operations = []
+        numbers = left = [rng.randint(1, 99) for _ in range(rng.randint(3, 4))]
         while len(left) > 1:
-            operation, left = rng.choice(_moves(left))
-            operations.append(operation)
-        [target] = left
-        if 10 <= target <= 100 and (zlib.crc32(b"%d" % target) % 10 == 0) == (split == "test"):
-            question = QUESTION.format(numbers=", ".join(map(str, numbers)), target=target)
-            row = {"prompt": [{"role": "user", "content": question}], "numbers": numbers, "target": target}
-            row |= {"operations": operations, "solution": None, "source": "think-tools/countdown"}
-            rows.append(row | {"id": f"{split}-{seed}-{len(rows)}"})
+            _, left = rng.choice(_moves(left))
+        held_out = zlib.crc32(b"%d" % left[0]) % 10 == 0
+        if 10 <= left[0] <= 100 and held_out == (split == "test"):
+            row_id = f"{split}-{seed}-{len(rows)}"
+            rows.append({"numbers": numbers, "target": left[0], "source": "think-tools/countdown", "id": row_id})
     return Dataset.from_list(rows)
 
 
-def search_countdown(numbers: Sequence[int], target: int, rng: random.Random, max_operations: int | None) -> dict:
-    """The `text` of a search of a kind that `rng` draws, the `operations` found, and its `rating`."""
+def search_countdown(row: dict, rng: random.Random, max_operations: int | None) -> dict:
+    """The row with the text of a search as reasoning and what it found as answer; `rng` draws the kind of search."""
+    numbers, target = row["numbers"], row["target"]
     heuristic, beam = rng.choice(sorted(_DISTANCES)), rng.choice((0, rng.randint(1, 5)))
     found: list[str] = []
     lines, explored = [], 0
@@ -82,10 +71,16 @@ def search_countdown(numbers: Sequence[int], target: int, rng: random.Random, ma
         if max_operations is not None and explored > max_operations:
             break
         lines.append(line)
+    reasoning = "\n".join(lines if found else [*lines, _FAILED])
     most = math.prod(4 * math.comb(size, 2) for size in range(2, len(numbers) + 1))
+    question = f"Combine {', '.join(map(str, numbers))} with + - * / to make {target}. Use each number exactly once."
+    message = {"role": "assistant", "reasoning_content": reasoning, "content": ", ".join(found) or _FAILED}
     return {
-        "text": "\n".join(lines if found else [*lines, NO_SOLUTION]),
-        "operations": found,
+        "prompt": [{"role": "user", "content": question}],
+        **row,
+        "completion": [message],
+        "chat_template_kwargs": {"enable_thinking": True},
+        "solution": None,  # many answers are right
         "search": f"bfs-{beam}" if beam else "dfs",
         "heuristic": heuristic,
         "rating": max(0.0, 1 - explored / most) if found else 0.0,

@@ -2,52 +2,40 @@
 
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import groupby, islice, pairwise
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import groupby, pairwise
 from typing import Any, cast
 
 from datasets import Dataset, IterableDataset
 
 from ..steps import split_steps
-from .countdown import NO_SOLUTION, search_countdown
+from .countdown import search_countdown
 from .rows import open_dataset
 
 Tree = dict[str, Any]
 
-# Each is one wording or several to draw from. `{remark}` is what the verifier said, `{state}` where it goes on.
-CONNECTORS: dict[str, dict[str, str | Sequence[str]]] = {
+# `{remark}` is what the verifier said, `{state}` where the reasoning goes on, `{slip}` a claim that is wrong.
+CONNECTORS = {
     "en": {
-        "turn": ("Wait: {remark} Back to: {state}", "No, {remark} I return to: {state}"),
+        "turn": "Wait: {remark} Back to: {state}",
         "wrong": "this step is wrong.",
         "slip": "{slip} is wrong.",
         "start": "the beginning",
     },
-    "zh": {
-        "turn": ("等等，{remark}回到：{state}", "不对，{remark}退回到：{state}"),
-        "wrong": "这一步错了。",
-        "slip": "{slip}错了。",
-        "start": "开头",
-    },
+    "zh": {"turn": "等等：{remark}回到：{state}", "wrong": "这一步错了。", "slip": "{slip}错了。", "start": "开头"},
 }
-_CHINESE = re.compile("[\u3400-\u9fff]")
 # `3*2+0=6` or `-> 26`: what is claimed, and the number that a slip changes.
 _RESULT = re.compile(r"(\S*?(?:=|->) ?)(\d{1,9})")
 _NAME_LENGTH = 60  # characters
 
 
 def journey(
-    tree: Tree,
-    *,
-    k: int = 1,
-    depth: int | None = 1,
-    max_rows: int | None = 1,
-    connectors: str | Mapping[str, str | Sequence[str]] | None = None,
-    seed: int = 0,
+    tree: Tree, *, k: int = 1, depth: int | None = 1, connectors: Mapping[str, str] | None = None
 ) -> list[dict]:
     r"""
     Rows whose reasoning walks through a search tree: into wrong branches, back, and on to a right answer.
 
-    Depth first along a path to a right leaf, the way to the best one first. At each node up to `k` wrong branches are
+    Depth first along the path to a right leaf. At each node up to `k` wrong branches are
     tried before the right step, the most promising first. Each ends with what the verifier remarks, and names the
     state to which the reasoning returns. Wrong steps are parts with `train: False`: `prepare_sft(loss="parts")` masks
     them and trains the remark, the return and the correction, `loss="completion"` trains all.
@@ -74,20 +62,17 @@ def journey(
             Most wrong branches per node, on wrong branches too. `0` writes the shortcut.
         depth (`int`, *optional*, defaults to `1`):
             Most steps into a wrong branch before the reasoning turns back. `None` follows it to its end.
-        max_rows (`int`, *optional*, defaults to `1`):
-            Most rows, one per right leaf. `None` writes them all.
-        connectors (`str` or `Mapping`, *optional*):
-            `"en"`, `"zh"`, or wordings of your own with the keys of `CONNECTORS["en"]`. `None` is the language of the
-            prompt.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the choice among wordings.
+        connectors (`Mapping`, *optional*):
+            Wordings with the keys of `CONNECTORS["en"]`. `None` is English, or Chinese for a prompt with Chinese
+            characters.
 
     Returns:
-        `list[dict]`: Rows of the package's type, empty if no leaf is right. The completion's message also has `parts`,
+        `list[dict]`: Rows of the package's type, one per right leaf, the most promising first; empty if no leaf is
+        right. The completion's message also has `parts`,
         a list of `{"text", "train"}` whose texts together are the reasoning; `num_wrong` counts the wrong steps.
 
     Raises:
-        `ValueError`: If `tree` has no `prompt`, a right leaf no answer, or `connectors` is an unknown language.
+        `ValueError`: If `tree` has no `prompt`, or a right leaf no answer.
 
     Example:
 
@@ -109,24 +94,17 @@ def journey(
     """
     if not tree.get("prompt"):
         raise ValueError(f"`tree` must have the messages of its question as `prompt`, got the keys {sorted(tree)}.")
-    if connectors is None:
-        connectors = _language(tree)
-    if isinstance(connectors, str):
-        if connectors not in CONNECTORS:
-            raise ValueError(f"`connectors` must be one of {sorted(CONNECTORS)} or a mapping, got {connectors!r}.")
-        connectors = CONNECTORS[connectors]
-    rng = random.Random(f"{seed}/{tree['prompt']}")
+    words = connectors or _words(tree)
 
     def stray(wrong: Tree, parent: Tree, left: float) -> Iterator[tuple[str, bool]]:
         yield wrong["text"].strip(), False
         for child in _wrong_children(wrong)[:k] if left > 1 else ():
             yield from stray(child, wrong, left - 1)
-        state = parent.get("name") or _first_line(parent.get("text", "")) or _draw(rng, connectors["start"])
-        remark = wrong.get("remark") or _draw(rng, connectors["wrong"])
-        yield _draw(rng, connectors["turn"]).format(remark=remark, state=state), True
+        state = parent.get("name") or _first_line(parent.get("text", "")) or words["start"]
+        yield words["turn"].format(remark=wrong.get("remark") or words["wrong"], state=state), True
 
     rows = []
-    for path in islice(right_paths(tree), max_rows):
+    for path in right_paths(tree):
         steps: list[tuple[str, bool]] = []
         for parent, node in pairwise(path):
             for wrong in _wrong_children(parent)[:k]:
@@ -195,7 +173,7 @@ def plant_errors(
 
     >>> tree = plant_errors(arithmetic_problems(n=1)[0], rate=1.0)
     >>> [child["text"] for child in tree["children"][0]["children"]]
-    ['Ones: 96*8: 6*8+0=47 9*8+4=76 -> 768', 'Ones: 96*8: 6*8+0=48 9*8+4=76 -> 768\n\n']
+    ['Ones: 56*8: 6*8+0=38 5*8+4=44 -> 448', 'Ones: 56*8: 6*8+0=48 5*8+4=44 -> 448\n\n']
     ```
     """
     message = row["completion"][-1]
@@ -204,11 +182,10 @@ def plant_errors(
     if not (steps := split_steps(message["reasoning_content"] or "")):
         raise ValueError("`row` must have reasoning to plant errors in, got an answer without.")
     rng = random.Random(f"{seed}/{row.get('id')}/{row['prompt']}")
-    sentence = CONNECTORS[_language(row)]["slip"]
     root = node = {**{key: row.get(key) for key in ("prompt", "solution", "source", "id")}, "children": []}
     for step in steps:
         if rng.random() < rate and (spoilt := (spoil or slip)(step, rng)):
-            remark = _draw(rng, sentence).format(slip=spoilt[1])
+            remark = _words(row)["slip"].format(slip=spoilt[1])
             node["children"].append({"text": spoilt[0], "correct": False, "remark": remark})
         node["children"].append({"text": step, "children": []})
         node = node["children"][-1]
@@ -248,14 +225,14 @@ def stream_of_search(
     r"""
     Rows whose reasoning is a whole search, dead ends and returns included.
 
-    A row with the columns `numbers` and `target`, as [`~think_tools.data.countdown.countdown_problems`] makes them, is
+    Rows with the columns `numbers` and `target`, as [`~think_tools.data.countdown.countdown_problems`] makes them, are
     searched depth first or breadth first (beam of 1 to 5), ordered by the mean distance to the target or by the
     distances to its factors, as drawn; the lines are those of the paper's code, so that its evaluation reads them.
     Depth first leaves out what is farther from the target than the target is from 0, breadth first what is outside
     the beam, so that some searches find nothing; they are kept, with rating 0, as in the paper.
 
-    Any other row must have right reasoning in steps, as [`~think_tools.tiny.arithmetic_problems`] has: steps are got
-    wrong, noticed and done again ([`plant_errors`], [`journey`]).
+    Any other rows must have right reasoning in steps, as [`~think_tools.tiny.arithmetic_problems`] has: some steps go
+    wrong, are noticed and done again ([`plant_errors`], [`journey`]).
 
     Source: Gandhi et al. 2024, Stream of Search, sections 3 and 4, https://huggingface.co/papers/2404.03683.
 
@@ -270,20 +247,20 @@ def stream_of_search(
             The same arguments always give the same rows.
 
     Returns:
-        `datasets.Dataset`: The rows with a new `completion`, and `rating` in `[0, 1]`: the share of the operations
-        that a solved search did not need to try, or of the written steps that are right. Countdown rows also get
-        `search` (`"dfs"`, `"bfs-3"`) and `heuristic`; the others `num_wrong`, and `parts` (see [`journey`]).
+        `datasets.Dataset`: The rows with a new `completion` (and a `prompt`, if numbers have none) and `rating` in
+        `[0, 1]`: the share of the operations that a solved search did not have to try, or of the written steps that
+        are right. Countdown rows also get `search` (`"dfs"`, `"bfs-3"`) and `heuristic`; the others
+        `num_wrong`, and `parts` in their message (see [`journey`]).
 
     Raises:
-        `ValueError`: If a row is neither, or `error_rate` is out of its range.
+        `ValueError`: If the columns or the reasoning are missing, or `error_rate` is out of its range.
 
     Example:
 
     ```python
     >>> from think_tools.data import stream_of_search
 
-    >>> prompt = [{"role": "user", "content": "Make 10 of 4, 6."}]
-    >>> row = stream_of_search([{"prompt": prompt, "numbers": [4, 6], "target": 10}], seed=1)[0]
+    >>> row = stream_of_search([{"numbers": [4, 6], "target": 10}], seed=1)[0]
     >>> print(row["completion"][0]["reasoning_content"])
     Current State: 10:[4, 6], Operations: []
     Exploring Operation: 6+4=10, Resulting Numbers: [10]
@@ -291,21 +268,18 @@ def stream_of_search(
     ```
     """
     rows, columns = open_dataset(dataset)
-    if not {"numbers", "target"} <= set(columns) and "completion" not in columns:
+    countdown = {"numbers", "target"} <= set(columns)
+    if not countdown and "completion" not in columns:
         raise ValueError(f"`dataset` must have the columns 'numbers' and 'target', or 'completion', got {columns}.")
     rng = random.Random(f"search/{seed}")
     searched = []
     for row in cast(Iterable[dict], rows):
-        if row.get("numbers"):
-            found = search_countdown(row["numbers"], row["target"], rng, max_operations)
-            answer = ", ".join(found.pop("operations")) or NO_SOLUTION
-            message = {"role": "assistant", "reasoning_content": found.pop("text"), "content": answer}
-            row |= {"completion": [message], "chat_template_kwargs": {"enable_thinking": True}, **found}
-        else:
-            clean = split_steps(row["completion"][-1]["reasoning_content"] or "")
-            [erring] = journey(plant_errors(row, rate=error_rate, seed=seed), seed=seed)
-            row |= erring | {"rating": len(clean) / (len(clean) + erring["num_wrong"])}
-        searched.append(row)
+        if countdown:
+            searched.append(search_countdown(row, rng, max_operations))
+            continue
+        [erring] = journey(plant_errors(row, rate=error_rate, seed=seed))
+        clean = len(split_steps(row["completion"][-1]["reasoning_content"]))
+        searched.append(row | erring | {"rating": clean / (clean + erring["num_wrong"])})
     return Dataset.from_list(searched)
 
 
@@ -313,12 +287,8 @@ def _wrong_children(node: Tree) -> list[Tree]:
     return [child for child in best_first(node) if verdict(child) is False]
 
 
-def _language(row: dict) -> str:
-    return "zh" if _CHINESE.search(str(row["prompt"])) else "en"
-
-
-def _draw(rng: random.Random, wording: str | Sequence[str]) -> str:
-    return wording if isinstance(wording, str) else rng.choice(wording)
+def _words(row: dict) -> Mapping[str, str]:
+    return CONNECTORS["zh" if re.search("[\u3400-\u9fff]", str(row["prompt"])) else "en"]
 
 
 def _first_line(text: str) -> str:

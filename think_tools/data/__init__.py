@@ -2,9 +2,13 @@
 
 from .convert import to_think
 from .distill import distill
+from .filters import apply_filters, decontaminate, select
 from .journeys import journey, stream_of_search
 from .preferences import to_preference
 from .prepare import prepare_sft
 from .rollouts import label_steps
 
-__all__ = ["distill", "journey", "label_steps", "prepare_sft", "stream_of_search", "to_preference", "to_think"]
+__all__ = [
+    "apply_filters", "decontaminate", "distill", "journey", "label_steps", "prepare_sft", "select", "stream_of_search",
+    "to_preference", "to_think",
+]  # fmt: skip

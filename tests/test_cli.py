@@ -1,3 +1,6 @@
+import json
+
+from datasets import Dataset
 from typer.testing import CliRunner
 
 from think_tools.cli import app
@@ -53,3 +56,35 @@ def test_an_unknown_model_is_named_without_a_traceback():
     result = run("chat", "tiny/nobody", "--message", "12*13=?")
     assert result.exit_code == 2
     assert "got 'nobody'" in " ".join(result.stderr.split())
+
+
+TURNS = (
+    '{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "<think>2+2=4</think>4"}]}\n'
+)
+CUT = TURNS.replace("</think>4", "")
+
+
+def test_convert_writes_rows_that_train_and_counts_the_others(tmp_path):
+    (tmp_path / "chats.jsonl").write_text(TURNS + CUT, encoding="utf-8")
+    result = run("convert", str(tmp_path / "chats.jsonl"), str(tmp_path / "new" / "rows.jsonl"))
+    [row] = map(json.loads, (tmp_path / "new" / "rows.jsonl").read_text(encoding="utf-8").splitlines())
+    assert result.exit_code == 0, result.output
+    assert row["completion"] == [{"role": "assistant", "reasoning_content": "2+2=4", "content": "4"}]
+    assert "2 rows read, 1 written to" in result.stderr
+
+
+def test_convert_is_a_filter_too():
+    result = run("convert", "-", "-", typed=TURNS.replace("2+2?", "二加二？"))
+    assert "二加二？" in result.stdout  # and no escapes
+    assert json.loads(result.stdout)["chat_template_kwargs"] == {"enable_thinking": True}
+
+
+def test_convert_writes_parquet(tmp_path):
+    assert run("convert", "-", str(tmp_path / "rows.parquet"), typed=TURNS).exit_code == 0
+    assert Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path))[0]["completion"]
+
+
+def test_convert_names_columns_nobody_knows_without_a_traceback():
+    result = run("convert", "-", "-", typed='{"text": "2+2?"}\n')
+    assert result.exit_code == 2
+    assert "['text']" in result.stderr

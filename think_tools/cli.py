@@ -1,17 +1,22 @@
 """The `think-tools` commands; each one calls one public function."""
 
 import asyncio
+import json
 import logging
 import os
+import sys
 import warnings
 from collections.abc import AsyncGenerator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from .backends import Candidate, Delta
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -67,6 +72,46 @@ def chat(
         if message:
             return
         history.append(candidate.trace.message())
+
+
+@app.command()
+def convert(
+    data: Annotated[str, typer.Argument(help="File (JSON lines, JSON, Parquet, CSV), Hub name, or - for JSON lines.")],
+    output: Annotated[str, typer.Argument(help="File to write, Parquet or JSON lines by its name; - for JSON lines.")],
+    config: Annotated[str | None, typer.Option(help="Configuration of a data set of the Hub.")] = None,
+    split: Annotated[str, typer.Option(help="Split to convert.")] = "train",
+    turns: Annotated[
+        Literal["expand", "last", "all"], typer.Option(help="What is learned of several assistant turns.")
+    ] = "expand",
+    num_proc: Annotated[int | None, typer.Option(help="Processes.")] = None,
+) -> None:
+    """Convert a data set with reasoning to rows that train; what cannot be converted is counted."""
+    from .data import to_think  # loads torch
+
+    try:
+        rows = _read_rows(data, config, split)
+        converted = cast("Dataset", to_think(rows, turns=turns, num_proc=num_proc))
+    except (OSError, TypeError, ValueError) as error:  # no such data set, columns nobody knows, nothing left
+        raise typer.BadParameter(str(error), param_hint="DATA") from error
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    if output.endswith(".parquet"):
+        converted.to_parquet(output)
+    else:
+        with nullcontext(sys.stdout) if output == "-" else open(output, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in converted)
+    typer.echo(f"{len(rows):,} rows read, {len(converted):,} written to {output}.", err=True)
+
+
+def _read_rows(name: str, config: str | None, split: str) -> "Dataset":
+    """The rows of a file, of a data set of the Hub, or of the standard input (`-`)."""
+    from datasets import Dataset, load_dataset
+
+    kind = Path(name).suffix.removeprefix(".")
+    if name == "-":
+        return Dataset.from_list([json.loads(line) for line in sys.stdin if line.strip()], on_mixed_types="use_json")
+    if Path(name).is_file():
+        return load_dataset("json" if kind == "jsonl" else kind, data_files=name, split="train")
+    return load_dataset(name, config, split=split)
 
 
 def _load(name: str) -> tuple:

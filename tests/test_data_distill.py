@@ -5,6 +5,7 @@ import re
 from functools import partial
 
 import pytest
+from benchmarks.distill import survival
 from datasets import Dataset, IterableDataset, disable_progress_bars, enable_progress_bars
 from openai_server import echo, flaky, question, refuses, running_server, says
 
@@ -137,6 +138,11 @@ def test_no_row_is_lost_on_a_bad_server(out):
     rows, bodies = run(flaky(1), [{"prompt": f"q{i}"} for i in range(120)], out)
     assert [row["completion"][0]["content"] for row in rows] == [f"answer to q{i}" for i in range(120)]
     assert len(bodies) > 120
+
+
+@pytest.mark.slow
+def test_no_row_is_lost_or_repeated_by_kill_9():
+    assert survival(n=600, kills=2) == (600, 600, 600)
 
 
 def test_failures_are_written_down_with_the_reason_and_asked_again(out, caplog):

@@ -19,7 +19,7 @@ def countdown_problems(split: Literal["train", "test"] = "train", n: int = 400, 
     Three or four numbers from 1 to 99 are drawn and combined at random; a result from 10 to 100 is a target. One
     target in ten is a test target, whatever the seed.
 
-    Source: Gandhi et al. 2024, Stream of Search, section 3, https://huggingface.co/papers/2404.03683.
+    Source: Gandhi et al. 2024, Stream of Search, "Problem Setup", https://huggingface.co/papers/2404.03683.
 
     Args:
         split (`str`, *optional*, defaults to `"train"`):

@@ -234,7 +234,8 @@ def stream_of_search(
     Any other rows must have right reasoning in steps, as [`~think_tools.tiny.arithmetic_problems`] has: some steps go
     wrong, are noticed and done again ([`plant_errors`], [`journey`]).
 
-    Source: Gandhi et al. 2024, Stream of Search, sections 3 and 4, https://huggingface.co/papers/2404.03683.
+    Source: Gandhi et al. 2024, Stream of Search, "A Language for Search" and "Problem Setup",
+    https://huggingface.co/papers/2404.03683.
 
     Args:
         dataset (`datasets.Dataset`, `datasets.IterableDataset` or `list[dict]`):

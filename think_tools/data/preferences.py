@@ -8,16 +8,13 @@ from typing import Any, Literal, cast, get_args
 
 from datasets import Dataset, IterableDataset
 
-from ..formats import THINK
-from ..parsing import read_completion
 from ..rewards import accuracy_reward
-from ..rewards.language import count_words
+from .filters import complete, language
 from .journeys import Tree, best_first, right_paths, verdict
-from .rollouts import Reward, read_candidates, reasoning_of, why_unfit
+from .rollouts import Reward, read_candidates, reasoning_of
 
 Rule = Literal["correct", "short", "clean", "format", "judge", "step"]
 _MARGINS: dict[Rule, float] = {"clean": 0.1, "judge": 3.0}
-_MIN_WORDS = 10  # a share of fewer words is chance
 
 logger = logging.getLogger(__name__)
 
@@ -40,19 +37,19 @@ def to_preference(
     | `"correct"` | right | wrong | 1 or 0 |
     | `"short"` | right, short reasoning | right, long reasoning | minus the length of the reasoning |
     | `"clean"` | right, in the language of the question | right, mixed | share of words in that language, 0 to 1 |
-    | `"format"` | reasoning, one closing marker, answer | anything else | 1 or 0 |
+    | `"format"` | passes [`~think_tools.data.filters.complete`] | does not | 1 or 0 |
     | `"judge"` | higher `score` | lower `score` | `score` |
     | `"step"` | a right next step | a wrong one after the same steps | 1 or 0 |
 
     Both sides of a pair have reasoning or neither has, so that no pair differs by the mode alone; only `"format"`
-    pairs a reasoning with none. Sides are finished, closed and have an answer, those that `"format"` rejects aside; a
-    message cannot leave its reasoning open, so the template closes it there. Of pairs with the same difference the one
-    of most equal length is taken, or DPO would learn the length.
+    pairs a reasoning with none, for which all candidates should have been asked to think. What is cut, not closed,
+    without answer or has a think marker in its text is on no side but that which `"format"` rejects; a message cannot
+    leave its reasoning open, so the template closes it there. Of pairs with the same difference the one of most equal
+    length is taken, or DPO would learn the length.
 
     DPO's default `max_length` of 1024 tokens cuts longer pairs: set `DPOConfig(max_length=None)`.
 
-    Sources: Light-R1, section 3.2 (right and wrong traces), https://huggingface.co/papers/2503.10460; rStar-Math,
-    section 3.3 (steps), https://huggingface.co/papers/2501.04519.
+    Source of the steps: rStar-Math, section 3.3 (there by their values), https://huggingface.co/papers/2501.04519.
 
     Args:
         dataset (`datasets.Dataset`, `datasets.IterableDataset`, `list[dict]`):
@@ -151,11 +148,10 @@ def _score(
     row: dict, rule: Rule, score: str | Callable[[dict], float | None] | None, length: Callable[[str], int]
 ) -> float | None:
     """How good a candidate is by the rule; `None` if it can be on neither side."""
-    unfit, reasoning = why_unfit(row), reasoning_of(row)
+    fit = complete(thinking=rule == "format")(row)["keep"]
     if rule == "format":
-        text = reasoning + read_completion(row["completion"]).answer
-        return float(not unfit and bool(reasoning) and THINK.open not in text and THINK.close not in text)
-    if unfit:
+        return float(fit)
+    if not fit:
         return None
     if rule == "judge":
         value = row[score] if isinstance(score, str) else cast(Callable, score)(row)
@@ -165,11 +161,8 @@ def _score(
     if not row["correct"]:
         return None
     if rule == "short":
-        return -float(length(reasoning))
-    asked, words = count_words(str([turn["content"] for turn in row["prompt"]])), count_words(reasoning)
-    if not asked or words.total() < _MIN_WORDS:
-        return None
-    return words[max(asked, key=lambda language: asked[language])] / words.total()
+        return -float(length(reasoning_of(row)))
+    return language()(row)["value"]["reasoning"]
 
 
 def _best_pairs(

@@ -1,7 +1,6 @@
 """What a model's own samples say: which candidates are right, which traces to keep, where a trace goes wrong."""
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any, Literal, cast
 
 from datasets import Dataset, Features, IterableDataset, Json, List, Value
@@ -103,7 +102,7 @@ def verified_steps(verify: VerifySteps, threshold: float = 0.5) -> Filter:
     """
     Filter for [`apply_filters`] that keeps the traces of which every step passes a verifier.
 
-    With [`sample_candidates`], `apply_filters(rows, [complete(), math_verify(), verified_steps(verify)])` and
+    With [`sample_candidates`], `apply_filters(rows, [complete(), verified(), verified_steps(verify)])` and
     [`select`] are rejection sampling.
 
     Source: rStar-Math, section 3.2, https://huggingface.co/papers/2501.04519.
@@ -132,18 +131,19 @@ def verified_steps(verify: VerifySteps, threshold: float = 0.5) -> Filter:
     {'value': 0.0, 'keep': False, 'reason': 'a step below 0.5'}
     ```
     """
-    return Filter("verified_steps", partial(_verify, verify=verify, threshold=threshold), scope="batch")
 
+    def annotate(rows: Sequence[dict]) -> list[Annotation]:
+        steps = [split_steps(reasoning_of(row)) for row in rows]
+        scores = verify([row["prompt"] for row in rows], steps)
+        if [len(some) for some in scores] != [len(some) for some in steps]:
+            raise ValueError("`verify` must give a list of scores for each trace, one score per step.")
+        lowest = [min(some, default=None) for some in scores]
+        reason = f"a step below {threshold}"
+        return [
+            note(low, None, "no reasoning") if low is None else note(low, low >= threshold, reason) for low in lowest
+        ]
 
-def _verify(rows: list[dict], verify: VerifySteps, threshold: float) -> list[Annotation]:
-    steps = [split_steps(reasoning_of(row)) for row in rows]
-    scores = verify([row["prompt"] for row in rows], steps)
-    if [len(one) for one in scores] != [len(one) for one in steps]:
-        raise ValueError("`verify` must give a list of scores for each trace, one score per step.")
-    return [
-        note(min(one), min(one) >= threshold, f"a step below {threshold}") if one else note(None, None, "no reasoning")
-        for one in scores
-    ]
+    return Filter("verified_steps", annotate, "batch")
 
 
 def label_steps(
@@ -157,9 +157,9 @@ def label_steps(
     r"""
     Label the steps of traces by roll-outs: a step is good if the reasoning up to it can still reach the gold answer.
 
-    Sources: Math-Shepherd, section 3.3 (soft and hard labels), https://huggingface.co/papers/2312.08935; OmegaPRM,
-    section 3.2 (binary search), https://huggingface.co/papers/2406.06592; The Lessons of Developing Process Reward
-    Models, section 3 (consensus), https://huggingface.co/papers/2501.07301.
+    Sources: Math-Shepherd, section 3.3 (soft and hard labels), https://huggingface.co/papers/2312.08935; OmegaPRM
+    (binary search), https://huggingface.co/papers/2406.06592; The Lessons of Developing Process Reward Models
+    (consensus), https://huggingface.co/papers/2501.07301.
 
     Args:
         dataset (`datasets.Dataset`, `datasets.IterableDataset` or `list[dict]`):
@@ -272,16 +272,6 @@ def read_candidates(dataset: Dataset | IterableDataset | list[dict], reward: Rew
 def reasoning_of(row: dict) -> str:
     """The reasoning of a row's completion, `""` where there is none."""
     return read_completion(row["completion"]).reasoning or ""
-
-
-def why_unfit(row: dict) -> str | None:
-    """What is wrong with the form of a candidate; `None` if it is finished, closed and has an answer."""
-    trace = read_completion(row["completion"])
-    if row.get("finished") is False or row.get("finish_reason") == "length":
-        return "cut by the length limit"
-    if (row.get("status") or trace.status) not in ("complete", "no_think"):
-        return "reasoning that is not closed"
-    return None if trace.answer else "no answer"
 
 
 def _read(output: Output, opened: bool | None = None) -> Trace:

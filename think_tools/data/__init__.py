@@ -2,6 +2,7 @@
 
 from .convert import to_think
 from .distill import distill
+from .explain import check_dataset, explain
 from .filters import apply_filters, decontaminate, select
 from .journeys import journey, stream_of_search
 from .preferences import to_preference
@@ -9,6 +10,6 @@ from .prepare import prepare_sft
 from .rollouts import label_steps
 
 __all__ = [
-    "apply_filters", "decontaminate", "distill", "journey", "label_steps", "prepare_sft", "select", "stream_of_search",
-    "to_preference", "to_think",
+    "apply_filters", "check_dataset", "decontaminate", "distill", "explain", "journey", "label_steps", "prepare_sft",
+    "select", "stream_of_search", "to_preference", "to_think",
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """The one check that a tokenised row trains what was meant, shared by `prepare_sft` and `preflight`."""
 
 from collections.abc import Mapping, Sequence
+from operator import ne
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -66,7 +67,7 @@ def check_labels(
     """
     if len(input_ids) != len(labels):
         return [f"`labels` must be as long as `input_ids`, {len(input_ids)} tokens, got {len(labels)}"]
-    if any(label not in (token, IGNORED) for token, label in zip(input_ids, labels, strict=True)):
+    if sum(map(ne, input_ids, labels)) != labels.count(IGNORED):
         return ["a label is neither the token of its position nor -100"]
     start = len(prompt_ids)
     if list(input_ids[:start]) != list(prompt_ids):
@@ -82,8 +83,14 @@ def check_labels(
     return [
         *(lost or _broken_block(trace.reasoning, texts[0].lstrip(), before, fmt)),
         *_lost("answer", trace.answer, answers, cut, tokenizer),
+        *(cause for name in _called(message) for cause in _lost(f"call of {name}", name, texts, cut, tokenizer)),
         *_endless(end, trained, tokenizer),
     ]
+
+
+def _called(message: Mapping[str, Any]) -> list[str]:
+    """Names of the functions that a message calls, in OpenAI's form or flat."""
+    return [(call.get("function") or call)["name"] for call in message.get("tool_calls") or ()]
 
 
 def _not_a_prefix(input_ids: Sequence[int], prompt_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:

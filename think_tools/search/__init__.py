@@ -1,5 +1,8 @@
 """Get more out of a model that can already think, by spending more tokens at test time."""
 
+from .candidates import collect
+from .curves import draw_accuracy, draw_training
+from .evaluate import evaluate
 from .vote import (
     best_candidate,
     canonical_answers,
@@ -14,6 +17,10 @@ from .vote import (
 __all__ = [
     "best_candidate",
     "canonical_answers",
+    "collect",
+    "draw_accuracy",
+    "draw_training",
+    "evaluate",
     "filter_top",
     "maj_at_k",
     "majority_vote",

@@ -1,0 +1,271 @@
+"""Generate many rows with one model: rows that end leave the batch, waiting ones enter, and caches can be kept."""
+
+import math
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, PreTrainedModel, StoppingCriteria
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.generation.streamers import BaseStreamer
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+# Of one row: keys and values of each layer, (tokens, heads, size).
+KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(eq=False)
+class Row:
+    """
+    One output in the making.
+
+    Args:
+        ids (`list[int]`): Prompt, prefix, and what is written so far.
+        most (`int`): Length of `ids` at which it is cut off.
+        stop_reason (`str`, *optional*): The stop text it ended with.
+        done (`bool`): Whether it has ended.
+        logprobs (`list[float]`): Log-probability of each new token, if wanted.
+        cache (`list`): Keys and values of its first tokens, at most of all but the last; `[]` if not computed.
+    """
+
+    ids: list[int]
+    most: int
+    stop_reason: str | None = None
+    done: bool = False
+    logprobs: list[float] = field(default_factory=list)
+    cache: KeyValues = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.start = len(self.ids)
+
+    @property
+    def num_cached(self) -> int:
+        return len(self.cache[0][0]) if self.cache else 0
+
+
+@dataclass(frozen=True)
+class Ending:
+    """When a row ends, and what is noted on the way."""
+
+    end_ids: Sequence[int]
+    stop: tuple[str, ...]
+    logprobs: bool
+    decode: Callable[[list[int]], str]
+
+    def reason(self, row: Row) -> str | None:
+        """The stop text in the new tokens of a row, if its last token completed one."""
+        # Each token has a byte at least; the ones before make sure that none is read as the first of a text.
+        tail = max((len(stop.encode()) for stop in self.stop), default=0) + 4
+        text = self.decode(row.ids[max(row.start, len(row.ids) - tail) :]) if self.stop else ""
+        return next((stop for stop in self.stop if stop in text), None)
+
+
+def generate_rows(
+    model: "PreTrainedModel | PeftModel",
+    rows: Sequence[Row],
+    config: GenerationConfig,
+    ending: Ending,
+    *,
+    batch_size: int,
+    processors: Sequence[LogitsProcessor] = (),
+    streamer: BaseStreamer | None = None,
+    keep: Callable[[Row], None] | None = None,
+) -> None:
+    """
+    Write every row to its end, at most `batch_size` at once.
+
+    A batch is generated until a quarter of its rows have ended; those leave, and waiting ones take their places. Rows
+    of the same prompt share its prefill. `processors` may count what they have seen, so with any of them, and for
+    models whose cache cannot be cut into rows, a batch is generated until all of its rows have ended. `keep` is called
+    with each row that has ended and still has its cache.
+    """
+    flexible = not processors and keeps_cache(model) and not _counts_steps(config)
+    waiting, active = deque(rows), list[Row]()
+    while waiting or active:
+        active += [waiting.popleft() for _ in range(min(len(waiting), batch_size - len(active)))]
+        enough = len(active)
+        if flexible:
+            enough = min(enough, max(4, math.ceil(enough / (4 if waiting else 2))))
+            _prefill(model, active, config)
+        cached = flexible and (bool(waiting or keep) or enough < len(active) or any(row.cache for row in active))
+        _segment(model, active, config, ending, enough=enough, cached=cached, processors=processors, streamer=streamer)
+        for row in active:
+            if row.done:
+                if keep:
+                    keep(row)
+                row.cache = []
+        active = [row for row in active if not row.done]
+
+
+def keeps_cache(model: "PreTrainedModel | PeftModel") -> bool:
+    """Whether the cache of a row can be cut out and joined with others: keys and values of its tokens alone."""
+    config: Any = model.generation_config
+    layers = DynamicCache(config=model.config).layers
+    return (
+        model._supports_default_dynamic_cache()  # type: ignore[operator]  # not RWKV's, xLSTM's
+        and config.use_cache is not False
+        and config.cache_implementation in (None, "dynamic")
+        and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+        and "prompt_encoder" not in dict(model.named_children())  # PEFT's virtual tokens, which no row has
+    )
+
+
+class KeptCaches:
+    """
+    Caches of rows that may be continued, the least recently used given up first.
+
+    Args:
+        most (`int`): Most bytes to keep.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._caches: OrderedDict[tuple[int, ...], KeyValues] = OrderedDict()
+        self._model_state: object = None
+
+    def find(self, model: torch.nn.Module, ids: Sequence[int]) -> KeyValues:
+        """The longest cache of the first tokens of `ids`, the last token left out; `[]` if there is none."""
+        if self._model_state != (state := _model_state(model)):
+            self._caches.clear()  # trained since, or another adapter: these keys and values are not its own
+            self._model_state = state
+        for length in sorted({len(key) for key in self._caches}, reverse=True):
+            if (key := tuple(ids[:length])) in self._caches:
+                self._caches.move_to_end(key)
+                return [(keys[: len(ids) - 1], values[: len(ids) - 1]) for keys, values in self._caches[key]]
+        return []
+
+    def keep(self, row: Row) -> None:
+        """Copy the cache of `row`, whose tensors belong to a whole batch."""
+        if row.cache:
+            copied = [(keys.clone(), values.clone()) for keys, values in row.cache]
+            self._caches[tuple(row.ids[: row.num_cached])] = copied
+            while sum(map(_num_bytes, self._caches.values())) > self.most:
+                self._caches.popitem(last=False)
+
+
+def _num_bytes(cache: KeyValues) -> int:
+    return sum(keys.nbytes + values.nbytes for keys, values in cache)
+
+
+def _model_state(model: torch.nn.Module) -> object:
+    """Differs after an optimizer step, loaded weights, or a change of adapters."""
+    versions = sum(0 if parameter.is_inference() else parameter._version for parameter in model.parameters())
+    adapters = [(vars(m).get("_active_adapter"), vars(m).get("_disable_adapters")) for m in model.modules()]
+    return versions, str([adapter for adapter in adapters if adapter != (None, None)])
+
+
+def _counts_steps(config: GenerationConfig) -> bool:
+    """Whether a setting counts from the first new token, which differs by row once rows enter one by one."""
+    names = ("min_new_tokens", "min_length", "begin_suppress_tokens", "exponential_decay_length_penalty")
+    return any(config.to_dict().get(name) for name in names)
+
+
+def _prefill(model: "PreTrainedModel | PeftModel", rows: Sequence[Row], config: GenerationConfig) -> None:
+    """Fill the caches of rows that are to join others, up to their last token, those of the same prompt once."""
+    prompts: dict[tuple[int, ...], list[Row]] = {}
+    for row in rows:
+        prompts.setdefault(tuple(row.ids), []).append(row)
+    if len(prompts) == len(rows) and not any(row.cache for row in rows):
+        return  # one batch of different prompts: its first step does it
+    # A gap between what is cached and what is not would be counted by sliding windows, so the two meet in all rows.
+    groups: dict[int, list[Row]] = {}
+    for alike in prompts.values():
+        row = max(alike, key=lambda row: row.num_cached)
+        if row.num_cached < len(row.ids) - 1:
+            copied = Row(list(row.ids), len(row.ids) + 1, cache=row.cache)
+            groups.setdefault(row.num_cached and len(row.ids) - row.num_cached, []).append(copied)
+        for other in alike:
+            other.cache = row.cache
+    for group in groups.values():
+        # `generate` draws a token more than is wanted, but knows which positions and masks the model takes.
+        _segment(model, group, config, Ending((), (), False, lambda ids: ""), enough=len(group), cached=True)
+        for filled in group:
+            length = filled.start - 1
+            cache = [(keys[:length], values[:length]) for keys, values in filled.cache]
+            for row in prompts[tuple(filled.ids[:-1])]:
+                row.cache = cache
+
+
+def _segment(
+    model: "PreTrainedModel | PeftModel",
+    rows: Sequence[Row],
+    config: GenerationConfig,
+    ending: Ending,
+    *,
+    enough: int,
+    cached: bool,
+    processors: Sequence[LogitsProcessor] = (),
+    streamer: BaseStreamer | None = None,
+) -> None:
+    """Generate until `enough` rows have ended; with `cached`, from their caches and into them."""
+    lengths = [len(row.ids) for row in rows]
+    width = max(lengths)
+    ids = [[config.pad_token_id] * (width - len(row.ids)) + row.ids for row in rows]
+    mask = [[0] * (width - length) + [1] * length for length in lengths]
+    config.max_new_tokens = max(row.most - len(row.ids) for row in rows)
+    scores = _Scores()
+    cache = _join([row.cache for row in rows]) if cached else None
+    model.generate(  # type: ignore[operator]
+        input_ids=torch.tensor(ids, device=model.device),
+        attention_mask=torch.tensor(mask, device=model.device),
+        past_key_values=cache,
+        generation_config=config,
+        logits_processor=[*processors, *([scores] if ending.logprobs else [])],
+        stopping_criteria=[_Watch(rows, ending, enough, scores)],
+        streamer=streamer,
+    )
+    for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        end = width + len(row.ids) - length - 1  # the last token of a row was never read
+        read = slice(end - len(row.ids) + 1, end)
+        layers: list[Any] = cache.layers if cache else []
+        pairs = [(layer.keys[i, :, read], layer.values[i, :, read]) for layer in layers]
+        row.cache = [(keys.transpose(0, 1), values.transpose(0, 1)) for keys, values in pairs]
+
+
+def _join(caches: Sequence[KeyValues]) -> DynamicCache:
+    """One cache (rows, heads, longest, size), each row at its right end."""
+    longest = max(caches, key=lambda cache: len(cache[0][0]) if cache else 0)
+    if not longest:
+        return DynamicCache()  # full layers, of which the mask hides what is out of a sliding window
+    empty = [(keys[:0], values[:0]) for keys, values in longest]
+    layers = zip(*(cache or empty for cache in caches), strict=True)
+    padded = [
+        [pad_sequence(list(rows), True, padding_side="left") for rows in zip(*layer, strict=True)] for layer in layers
+    ]
+    return DynamicCache([(keys.transpose(1, 2), values.transpose(1, 2)) for keys, values in padded])
+
+
+class _Scores(LogitsProcessor):
+    """Holds the logits of the last step, (rows, vocabulary)."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.last = scores
+        return scores
+
+
+class _Watch(StoppingCriteria):
+    """Notes each new token in its row, and ends the batch when `enough` rows have ended."""
+
+    def __init__(self, rows: Sequence[Row], ending: Ending, enough: int, scores: _Scores) -> None:
+        self.rows, self.ending, self.enough, self.scores = rows, ending, enough, scores
+        self.over = False
+
+    def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
+        if not self.over:  # on Apple's devices `generate` takes a step too many, and takes it back
+            new = input_ids[:, -1:]
+            logprobs = [[0.0]] * len(self.rows)
+            if self.ending.logprobs:
+                logprobs = (self.scores.last.gather(1, new) - self.scores.last.logsumexp(1, keepdim=True)).tolist()
+            for row, [token], [logprob] in zip(self.rows, new.tolist(), logprobs, strict=True):
+                if not row.done:
+                    row.ids.append(token)
+                    row.logprobs.append(logprob)
+                    row.stop_reason = self.ending.reason(row)
+                    row.done = bool(row.stop_reason) or token in self.ending.end_ids or len(row.ids) >= row.most
+            self.over = sum(row.done for row in self.rows) >= self.enough
+        return torch.tensor([self.over or row.done for row in self.rows], device=input_ids.device)

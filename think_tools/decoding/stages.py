@@ -1,4 +1,4 @@
-"""Control of what a transformers model writes: first the reasoning, then an answer that sees only that."""
+"""Generation in two stages: first the reasoning, then an answer, each with its own sampling."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .formats import THINK, ThinkFormat, detect_format, spellings
-from .parsing import Trace, parse
+from ..formats import THINK, ThinkFormat, detect_format, spellings
+from ..parsing import Trace, parse
 
 
 @dataclass(frozen=True)

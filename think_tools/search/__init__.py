@@ -3,6 +3,15 @@
 from .candidates import collect
 from .curves import draw_accuracy, draw_training
 from .evaluate import evaluate
+from .verifiers import (
+    ConfidenceVerifier,
+    GenerativeVerifier,
+    JudgeVerifier,
+    OutcomeVerifier,
+    ProcessVerifier,
+    RewardVerifier,
+    verify,
+)
 from .vote import (
     best_candidate,
     canonical_answers,
@@ -15,6 +24,12 @@ from .vote import (
 )
 
 __all__ = [
+    "ConfidenceVerifier",
+    "GenerativeVerifier",
+    "JudgeVerifier",
+    "OutcomeVerifier",
+    "ProcessVerifier",
+    "RewardVerifier",
     "best_candidate",
     "canonical_answers",
     "collect",
@@ -26,5 +41,6 @@ __all__ = [
     "majority_vote",
     "mean_over_subsets",
     "pass_at_k",
+    "verify",
     "weighted_vote",
 ]

@@ -1,5 +1,6 @@
 import json
 
+import pytest
 from datasets import Dataset
 from typer.testing import CliRunner
 
@@ -88,3 +89,35 @@ def test_convert_names_columns_nobody_knows_without_a_traceback():
     result = run("convert", "-", "-", typed='{"text": "2+2?"}\n')
     assert result.exit_code == 2
     assert "['text']" in result.stderr
+
+
+def test_eval_reads_stored_candidates(tmp_path):
+    rows = [{"answer": "12", "completions": ["12", "13", "12"]}, {"answer": "7", "completions": ["8", "7", "8"]}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    result = run("eval", "--candidates", str(tmp_path / "rows.jsonl"))
+    assert result.exit_code == 0, result.output
+    assert "rows: 2 questions" in result.stdout
+    assert "100.0 [100, 100]" in result.stdout  # pass@3
+    assert "Tokens per question: thinking -, answer -, pruned -, verifier -." in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+@pytest.mark.slow
+def test_eval_samples_and_its_file_is_evaluated_again_to_the_same_table(tmp_path):
+    problems = ("--problems", "arithmetic:2", "--n", "2", "--output-dir", str(tmp_path))
+    sampled = run("eval", "tiny/thinker", *problems)
+    stored = run("eval", "--candidates", str(tmp_path / "candidates.jsonl"))
+    assert sampled.exit_code == stored.exit_code == 0, sampled.output + stored.output
+    assert {path.name for path in tmp_path.iterdir()} == {"candidates.jsonl", "curve.png", "report.json"}
+    assert "Tokens per question: thinking" in sampled.stdout
+    table = [line for line in stored.stdout.splitlines() if "│" in line or "GRPO" in line]
+    assert all(line in sampled.stdout for line in table)
+    refused = run("eval", "tiny", *problems)
+    assert refused.exit_code == 2
+    assert "with these settings" in " ".join(refused.stderr.replace("│", " ").split())
+
+
+def test_eval_needs_models_or_candidates():
+    result = run("eval")
+    assert result.exit_code == 2
+    assert "models to sample from or stored --candidates" in " ".join(result.stderr.replace("│", " ").split())

@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets.utils import tqdm
 
-from ..backends import Candidate, Messages, SamplingParams
+from ..backends import Messages, SamplingParams
 
 # `backend.sample`, or a search such as `functools.partial(beam_search, backend, verifier=verifier)`.
 Sample = Callable[[list[Messages], SamplingParams], Sequence[Any]]
@@ -22,7 +22,7 @@ _GOLDS = ("answer", "solution")  # `solution` may be a worked one beside a short
 
 def collect(
     sample: Sample,
-    problems: Iterable[dict],
+    problems: Iterable[Any],
     params: SamplingParams,
     *,
     out: str | Path | None = None,
@@ -56,7 +56,7 @@ def collect(
     Returns:
         `list[dict]`: For each problem, in their order, a row with `prompt`, `solution`, `id`, and lists with one value
         per candidate: `completions` (messages), `finish_reason`, `num_tokens`, `num_reasoning_tokens`, `logprob`. A
-        search adds `selected` (its answer) and `usage` (tokens spent on everything).
+        search adds `selected` (its answer), `usage` (what it spent on everything) and its `scores`, if it has any.
 
     Raises:
         `ValueError`: If a column is missing, or `out` holds anything else than candidates of the same settings.
@@ -75,7 +75,7 @@ def collect(
     """
     # What is as usual has no part in the key, so that a parameter added later does not change it.
     changed = [item for item in asdict(params).items() if item not in asdict(SamplingParams()).items()]
-    settings = _digest([name, changed])[:8]
+    settings = _digest([name, changed, system])[:8]
     tasks, seen = [], Counter[str]()
     for i, problem in enumerate(problems):
         task = _task(problem, i, system)
@@ -115,6 +115,7 @@ def _written(output: Any) -> dict:
         candidates, found = output, {}
     else:
         candidates, found = output.candidates, {"selected": output.answer, "usage": asdict(output.usage)}
+        found |= {"scores": output.scores} if output.scores else {}
     names = ("finish_reason", "num_tokens", "num_reasoning_tokens", "logprob")
     columns = {name: [vars(candidate)[name] for candidate in candidates] for name in names}
     return {"completions": [candidate.trace.message() for candidate in candidates], **columns, **found}

@@ -1,12 +1,14 @@
 """Pictures of what [`evaluate`] measured: accuracy against the tokens spent, and over the steps of a training run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_METHODS = {"pass": "any is right (pass@k)", "maj": "majority", "weighted": "weighted vote", "bon": "best score"}
+_METHODS = {"pass": "any of k (pass@k)", "maj": "majority of k", "weighted": "weighted vote", "bon": "best score"}
 
 
 def draw_accuracy(reports: dict[str, dict[str, Any]], path: str | Path) -> None:
@@ -23,27 +25,23 @@ def draw_accuracy(reports: dict[str, dict[str, Any]], path: str | Path) -> None:
     Raises:
         `ImportError`: Without matplotlib, which the extra `[plots]` brings.
     """
-    figure = _figure(4.5 * len(reports) + 1.5, 4.5)
-    [panels] = figure.subplots(1, len(reports), sharey=True, squeeze=False)
+    figure, panels = _panels(len(reports))
     for panel, (name, report) in zip(panels, reports.items(), strict=True):
-        spent = [report["tokens"][part] for part in ("thinking", "answer")]
-        each = None if None in spent else sum(spent) / report["samples"]
+        tokens = report["tokens"]
+        counted = None not in (tokens["thinking"], tokens["answer"])
+        each = (tokens["thinking"] + tokens["answer"]) / report["samples"] if counted else 1
         for method, label in _METHODS.items():
-            if points := _points(report, method):
-                ks, values, lows, highs = zip(*points, strict=True)
-                x = [k * (each or 1) for k in ks]
-                panel.plot(x, values, marker="o", markersize=4, label=label)
-                panel.fill_between(x, lows, highs, alpha=0.12, linewidth=0)
-        if selected := report["metrics"].get("selected"):
-            x = sum(tokens or 0 for tokens in report["tokens"].values()) if each else report["samples"]
-            bars = [[selected["value"] - selected["low"]], [selected["high"] - selected["value"]]]
-            panel.errorbar(x, selected["value"], bars, fmt="*", color="black", markersize=10, label="the search's own")
-        panel.set_xscale("log", base=2)
+            points = _points(report, method)
+            _line(panel, [k * each for k, _ in points], [metric for _, metric in points], label=label)
+        panel.set_xscale("log")
+        panel.set_xticks([k * each for k, _ in _points(report, "pass")], minor=False)
+        panel.set_xticks([], minor=True)
         panel.xaxis.set_major_formatter("{x:,.0f}")
-        panel.set(xlabel="tokens per question" if each else "samples per question", title=name)
-        panel.grid(alpha=0.3)
-    panels[0].set(ylabel="share of questions answered right")
-    panels[-1].legend(loc="best", frameon=False)
+        if selected := report["metrics"].get("selected"):
+            spent = sum(count or 0 for count in tokens.values()) if counted else report["samples"]
+            _line(panel, [spent], [selected], marker="*", markersize=10, color="black", label="the search's own")
+        panel.set(xlabel="tokens per question" if counted else "samples per question", title=name)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     figure.savefig(path, dpi=120)
 
 
@@ -62,34 +60,45 @@ def draw_training(reports: dict[int, dict[str, Any]], path: str | Path) -> None:
     Raises:
         `ImportError`: Without matplotlib, which the extra `[plots]` brings.
     """
-    figure = _figure(10, 4.5)
-    panels = figure.subplots(1, 2, sharey=True)
+    figure, panels = _panels(2)
     steps = sorted(reports)
-    for panel, method, title in zip(panels, ("maj", "pass"), ("majority of k", "any of k (pass@k)"), strict=True):
-        runs = [_points(reports[step], method) for step in steps]
-        for i, line in enumerate(zip(*runs, strict=True)):
-            dark = (i + 1) / len(runs[0])
+    for panel, method in zip(panels, ("maj", "pass"), strict=True):
+        lines = list(zip(*(_points(reports[step], method) for step in steps), strict=True))
+        for i, line in enumerate(lines, 1):
+            dark = i / len(lines)
             color = (0.8 - 0.75 * dark, 0.85 - 0.6 * dark, 0.95 - 0.3 * dark)
-            panel.plot(steps, [value for _, value, *_ in line], marker="o", color=color, label=f"k = {line[0][0]}")
-            panel.fill_between(
-                steps, [low for *_, low, _ in line], [high for *_, high in line], color=color, alpha=0.1
-            )
-        panel.set(xlabel="training step", title=title)
-        panel.grid(alpha=0.3)
-    panels[0].set(ylabel="share of questions answered right")
-    panels[0].legend(frameon=False)
+            _line(panel, steps, [metric for _, metric in line], color=color, label=f"k = {line[0][0]}")
+        panel.set(xlabel="training step", title=_METHODS[method])
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     figure.savefig(path, dpi=120)
 
 
-def _figure(width: float, height: float) -> "Figure":
+def _panels(number: int) -> tuple["Figure", Sequence["Axes"]]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("Pictures need matplotlib: pip install think-tools[plots]") from error
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(4.5 * number + 1.5, 4.5), layout="constrained")
+    [panels] = figure.subplots(1, number, sharey=True, squeeze=False)
+    panels[0].set(ylabel="share of questions answered right")
+    return figure, panels
 
 
-def _points(report: dict[str, Any], method: str) -> list[tuple[int, float, float, float]]:
-    """`k`, value and bounds of `method@k` for each `k`."""
-    named = [(name.partition("@"), metric) for name, metric in report["metrics"].items()]
-    return [(int(k), *metric.values()) for (kind, _, k), metric in named if kind == method]
+def _points(report: dict[str, Any], method: str) -> list[tuple[int, dict[str, float]]]:
+    """Each `k` with the metric `method@k`."""
+    return [
+        (int(k), metric)
+        for name, metric in report["metrics"].items()
+        for kind, _, k in [name.partition("@")]
+        if kind == method
+    ]
+
+
+def _line(panel: "Axes", x: Sequence[float], metrics: Sequence[dict[str, float]], **style: Any) -> None:
+    values = [metric["value"] for metric in metrics]
+    below, above = ([abs(metric["value"] - metric[end]) for metric in metrics] for end in ("low", "high"))
+    if values:
+        panel.errorbar(
+            x, values, [below, above], **{"marker": "o", "markersize": 5, "elinewidth": 0.7, "capsize": 2, **style}
+        )
+    panel.grid(alpha=0.3)

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 Reward = Callable[..., Sequence[float | None]]
 
 _SCORES = ("scores", "rm_score")
-_PER_COMPLETION = ("is_correct", "finish_reason", "num_tokens", "num_reasoning_tokens")
+_PER_COMPLETION = ("completions", "is_correct", "finish_reason", "num_tokens", "num_reasoning_tokens")
 _GOLDS = ("answer", "solution")  # `solution` may be a worked one beside a short `answer`
 
 
@@ -35,7 +35,7 @@ class _Question(NamedTuple):
 
 
 def evaluate(
-    rows: Iterable[dict],
+    rows: Iterable[Any],
     *,
     ks: Sequence[int] | None = None,
     score: str | None = None,
@@ -134,16 +134,13 @@ def _check_rows(rows: list[dict], score: str | None) -> str | None:
         raise ValueError("`rows` is empty: there is nothing to evaluate.")
     score = score or next((name for name in _SCORES if name in rows[0]), None)
     for i, row in enumerate(rows):
-        if not row.get("completions"):
-            raise ValueError(f"`rows[{i}]` has no 'completions', got the columns {sorted(row)}. See `collect`.")
-        if score and row.get(score) is None:
-            raise ValueError(f"`rows[{i}]` has no scores {score!r}, got the columns {sorted(row)}.")
-        for name in (*_PER_COMPLETION, *([score] if score else [])):
-            if row.get(name) is not None and len(row[name]) != len(row["completions"]):
-                n = len(row["completions"])
-                raise ValueError(
-                    f"`rows[{i}][{name!r}]` must have one value per completion, {n}, got {len(row[name])}."
-                )
+        lengths = {name: len(row[name]) for name in (score, *_PER_COMPLETION) if row.get(name or "") is not None}
+        if not row.get("completions") or (score and score not in lengths) or len(set(lengths.values())) > 1:
+            needed = ["completions", *([score] if score else [])]
+            raise ValueError(
+                f"`rows[{i}]` must have {needed}, and one value per completion in each of {list(_PER_COMPLETION)} "
+                f"that it has, got the columns {sorted(row)} with {lengths} values. See `collect`."
+            )
     return score
 
 
@@ -230,7 +227,7 @@ def _tokens(rows: list[dict]) -> dict[str, float | None]:
         "thinking": mean(lambda row: sum(row["num_reasoning_tokens"])),
         "answer": mean(lambda row: sum(row["num_tokens"]) - sum(row["num_reasoning_tokens"])),
         "pruned": mean(
-            lambda row: row["usage"]["completion_tokens"] - sum(row["num_tokens"]) if "usage" in row else 0
+            lambda row: row.get("usage", {}).get("completion_tokens", sum(row["num_tokens"])) - sum(row["num_tokens"])
         ),
         "verifier": mean(lambda row: row["usage"]["verifier_tokens"]),
     }

@@ -25,7 +25,12 @@ STEPS = 300
 def large_tokenizer() -> PreTrainedTokenizerFast:
     """256 bytes, words of letters up to Qwen3's size, and its added tokens; the words are made up, not learned."""
     tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = ("Ġ" * space + "".join(letters) for n in (2, 3, 4) for letters in itertools.product("etaoinshrdlucwmfyp<>", repeat=n) for space in (0, 1))
+    words = (
+        "Ġ" * space + "".join(letters)
+        for n in (2, 3, 4)
+        for letters in itertools.product("etaoinshrdlucwmfyp<>", repeat=n)
+        for space in (0, 1)
+    )
     tokens += itertools.islice(words, TOKENS - len(tokens))
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()

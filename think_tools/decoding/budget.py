@@ -40,7 +40,7 @@ class ThinkingBudget(LogitsProcessor):
             What is written, beyond the budget, before a closing marker that is forced: a sentence such as `"\n\nTime is
             up, so I answer now.\n"` keeps the answer from coming as a surprise.
         num_wait (`int`, *optional*, defaults to `0`):
-            How often `wait_text` replaces the end of the reasoning, in each generation.
+            How often `wait_text` replaces the end of the reasoning, what stands in a prefilled prompt included.
         wait_text (`str`, *optional*, defaults to `"\nWait,"`):
             What makes the model go on.
         eos_token_ids (`list[int]`, *optional*):
@@ -50,7 +50,7 @@ class ThinkingBudget(LogitsProcessor):
 
     Attributes:
         forced (`list[list[int]]`): For each row of the last generation, the positions in the sequence, prompt and
-            padding included, of the tokens that were not the model's own choice.
+            padding included, of the tokens that were not the model's own choice; not for beam search.
 
     Raises:
         `ValueError`: If a number is negative or the minimum exceeds the budget; if the closing text and marker cannot
@@ -99,9 +99,10 @@ class ThinkingBudget(LogitsProcessor):
         self._rows, self._limit, self._min, self._num_wait = Rows(tokenizer, fmt), limit, min_thinking_tokens, num_wait
         table = self._rows.table
         self._closing = tokenizer.encode(closing_text + table.fmt.close, add_special_tokens=False)
+        self._wait_text = wait_text.encode().decode("latin-1")
         self._wait = tokenizer.encode(wait_text, add_special_tokens=False) if num_wait else []
         inside = table.phases.index(THINKING)
-        written = [table.advance(inside, "".join(map(table.texts.__getitem__, self._closing[:n]))) for n in (-1, None)]
+        written = [table.advance(inside, table.text(self._closing[:n])) for n in (-1, None)]
         if [table.phases[state] for state in written] != [THINKING, ANSWER]:
             raise ValueError(
                 f"`closing_text` {closing_text!r} and {table.fmt.close} must close the reasoning with their last token, "
@@ -137,6 +138,9 @@ class ThinkingBudget(LogitsProcessor):
             self.forced = [[] for _ in range(batch)]
             self._queues: list[list[int]] = [[] for _ in range(batch)]
             self._waits = [0] * batch
+            if self._num_wait:  # rows that have waited already: reordered beams, prefixes that are taken up
+                spans = zip(input_ids.tolist(), rows.since, strict=True)
+                self._waits = [rows.table.text(ids[since:]).count(self._wait_text) for ids, since in spans]
         for row in (row for row, attempt in enumerate(attempted or ()) if attempt):
             self._waits[row] += 1
             self._queues[row] = self._wait[1:]
@@ -147,7 +151,7 @@ class ThinkingBudget(LogitsProcessor):
             if phases[state] == THINKING:
                 spent = length - rows.since[row]
                 if spent >= self._limit and not self._queues[row]:
-                    self._queues[row] = self._closing[:]
+                    self._queues[row] = self._closing[rows.begun(row, self._closing, int(spent - self._limit)) :]
                 if self._queues[row]:
                     forced[row] = self._queues[row].pop(0)
                     self.forced[row].append(length)

@@ -46,8 +46,8 @@ class ConfidenceTracker(LogitsProcessor):
     """
     Measures [`Confidence`] during a generation: two numbers per token are kept, and the logits of one step.
 
-    It changes nothing. Put it first among the processors, so that it sees what the model itself thinks; temperature and
-    top-p come after all processors anyway. Not for beam search, which reorders rows.
+    It changes nothing. Put it first among the processors, so that it sees what the model itself thinks; temperature
+    and top-p come after all processors anyway. Not for beam search, which reorders rows.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -127,8 +127,8 @@ class ConfidenceTracker(LogitsProcessor):
         new = sequences.shape[1] - self._begin
         if self._last is None or len(self._last) != len(sequences) or not 0 < new <= len(self._steps) + 1:
             raise ValueError(
-                f"`sequences` of shape {tuple(sequences.shape)} are not what this tracker followed: pass the output of "
-                "the `generate` call that had it in `logits_processor`, once."
+                f"`sequences` of shape {tuple(sequences.shape)} are not what this tracker followed: pass the output "
+                "of the `generate` call that had it in `logits_processor`, once."
             )
         if new > len(self._steps):
             self._take(sequences[:, -1])

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -87,18 +88,21 @@ class PhaseTable:
         found = ((token, column[state]) for token, column in self.columns.items())
         return [token for token, after in found if after != state and self.phases[after] in phases]
 
+    def text(self, ids: Sequence[int]) -> str:
+        """Tokens as text, those that the tokenizer does not have left out."""
+        return "".join(self.texts.get(token, "") for token in ids)
+
     def start(self, ids: Sequence[int], boundaries: set[int]) -> tuple[int, int]:
         """State after a prompt, and how many of its last tokens belong to the reasoning."""
         last = max((i + 1 for i, token in enumerate(ids) if token in boundaries), default=0)
-        texts = [self.texts.get(token, "") for token in ids[last:]]
-        text = "".join(texts)
+        text = self.text(ids[last:])
         opened, closed = (max(text.rfind(m) + len(m) * (m in text) for m in ms) for ms in (self.opens, self.closes))
         if opened <= 0 and closed <= 0:
             return 0, 0
         state = self.advance(self._index[THINKING, ""], text[opened:]) if opened > closed else len(self.states) - 1
         left, count = len(text) - opened, 0
         while left > 0 and opened > closed:
-            count, left = count + 1, left - len(texts[-1 - count])
+            count, left = count + 1, left - len(self.text(ids[-1 - count :][:1]))
         return state, count
 
 
@@ -112,11 +116,14 @@ def phase_table(tokenizer: PreTrainedTokenizerBase, fmt: ThinkFormat | None) -> 
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, fmt: ThinkFormat, more: Sequence[int] = ()) -> list[int]:
-    """Tokens that end a turn, without those of which the markers consist (gpt-oss closes its reasoning by `<|end|>`)."""
+    """Tokens that end a turn, without those of the markers: gpt-oss closes its reasoning by `<|end|>`."""
     vocabulary = tokenizer.get_vocab()
-    own = tokenizer.eos_token_id
-    ends = {own, *more, *(vocabulary[stop] for stop in fmt.stop if stop in vocabulary)} - {None}
-    return sorted(ends - {*tokenizer.encode(fmt.open + fmt.close, add_special_tokens=False)})  # type: ignore[type-var]
+    ends: set[Any] = {
+        tokenizer.eos_token_id,
+        *more,
+        *(vocabulary[stop] for stop in fmt.stop if stop in vocabulary),
+    } - {None}
+    return sorted(ends - {*tokenizer.encode(fmt.open + fmt.close, add_special_tokens=False)})
 
 
 class Rows:
@@ -174,6 +181,12 @@ class Rows:
     def last(self, row: int) -> int:
         """The token that the row ends in."""
         return self._tails[row][-1]
+
+    def begun(self, row: int, ids: list[int], most: int) -> int:
+        """How many tokens of `ids`, not all and `most` at most, the row ends in, as far back as it is remembered."""
+        tail = self._tails[row]
+        ways = range(min(most, len(ids) - 1), 0, -1)
+        return next((n for n in ways if ids[max(0, n - len(tail)) : n] == tail[-n:]), 0)
 
     def thinking(self) -> list[bool]:
         """Whether each row is in its reasoning."""

@@ -3,6 +3,7 @@
 import functools
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 
@@ -202,6 +203,36 @@ def filter_top(scores: Sequence[float], keep: float, answers: Answers | None = N
     # 0.07 * 100 is a little more than 7.
     number = keep if isinstance(keep, int) else math.ceil(keep * len(voting) - 1e-9)
     return sorted(sorted(voting, key=lambda i: -scores[i])[:number])
+
+
+def is_decided(answers: Answers, num_left: int, confidence: float = 0.95) -> bool:
+    """
+    Whether a vote is as good as over: the leader cannot be overtaken, or very likely leads for good.
+
+    Source: Adaptive-Consistency, https://huggingface.co/papers/2305.11860: with a uniform prior on the shares of the
+    two leading answers, the first one's is above one half with probability `confidence`.
+
+    Args:
+        answers (`Sequence[str | None]`):
+            Answers so far, from [`canonical_answers`]; `None` never votes.
+        num_left (`int`):
+            Samples that may still come.
+        confidence (`float`, *optional*, defaults to `0.95`):
+            Probability that is enough. 0.95 takes four samples that agree, or six of seven.
+
+    Example:
+
+    ```python
+    >>> from think_tools.search import is_decided
+
+    >>> is_decided(["7"] * 4, num_left=12), is_decided(["7", "7", "7", "8"], 12), is_decided(["7", "7", "7", "8"], 1)
+    (True, False, True)
+    ```
+    """
+    first, second = sorted([0, 0, *Counter(answer for answer in answers if answer is not None).values()])[:-3:-1]
+    tosses = first + second + 1  # of a fair coin, at most `first` of them heads: the beta distribution at one half
+    lead = sum(math.comb(tosses, heads) for heads in range(first + 1)) / 2**tosses
+    return first > 0 and (first - second > num_left or lead >= confidence)
 
 
 def pass_at_k(correct: Sequence[bool], k: int) -> float:

@@ -132,6 +132,8 @@ WRONG = {
     "no completions": ([{"solution": "1"}], {}, r"`rows\[0\]` must have \['completions'\]"),
     "a value too few": ([{**ROW, "scores": [1.0]}], {}, r"one value per completion"),
     "scores that only some have": ([{**ROW, "scores": [1.0] * 4}, ROW], {}, r"`rows\[1\]` must have .*'scores'"),
+    "scores that are missing": ([{**ROW, "scores": [1.0] * 4}, {**ROW, "scores": None}], {}, r"`rows\[1\]` must have"),
+    "answers of a search that only some have": ([{**ROW, "selected": "12"}, ROW], {}, r"`rows\[1\]` .*'selected'"),
     "more samples than there are": ([ROW], {"ks": [8]}, r"`ks` must be from 1 to .* 4, got \[8\]"),
     "no gold answer at all": ([{"completions": ["1"]}], {}, "column `is_correct`"),
     "a score that is none": ([{**ROW, "scores": [1.0, None, 1.0, 1.0]}], {}, "finite numbers"),

@@ -176,7 +176,7 @@ def _print_report(name: str, report: dict, console: Console) -> None:
     metrics, tokens = report["metrics"], report["tokens"]
     percent = {key: [100 * number for number in metric.values()] for key, metric in metrics.items()}
     shown = {key: "{:.1f} [{:.0f}, {:.0f}]".format(*numbers) for key, numbers in percent.items()}
-    table = Table("k", title=f"{name}: {report['questions']} questions, % right [95 % interval]")
+    table = Table("k", title=f"{name}: {report['questions']} questions", caption="% right [95 % interval]")
     methods = [key.removesuffix("@1") for key in metrics if key.endswith("@1")]
     for method in methods:
         table.add_column(f"{method}@k", justify="right")

@@ -86,19 +86,13 @@ def _panels(number: int) -> tuple["Figure", Sequence["Axes"]]:
 
 def _points(report: dict[str, Any], method: str) -> list[tuple[int, dict[str, float]]]:
     """Each `k` with the metric `method@k`."""
-    return [
-        (int(k), metric)
-        for name, metric in report["metrics"].items()
-        for kind, _, k in [name.partition("@")]
-        if kind == method
-    ]
+    named = [(*name.split("@"), metric) for name, metric in report["metrics"].items() if "@" in name]
+    return [(int(k), metric) for kind, k, metric in named if kind == method]
 
 
 def _line(panel: "Axes", x: Sequence[float], metrics: Sequence[dict[str, float]], **style: Any) -> None:
     values = [metric["value"] for metric in metrics]
-    below, above = ([abs(metric["value"] - metric[end]) for metric in metrics] for end in ("low", "high"))
+    bars = [[abs(metric["value"] - metric[end]) for metric in metrics] for end in ("low", "high")]
     if values:
-        panel.errorbar(
-            x, values, [below, above], **{"marker": "o", "markersize": 5, "elinewidth": 0.7, "capsize": 2, **style}
-        )
+        panel.errorbar(x, values, bars, **{"marker": "o", "elinewidth": 0.7, "capsize": 2, **style})
     panel.grid(alpha=0.3)

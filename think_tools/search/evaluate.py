@@ -135,8 +135,12 @@ def _check_rows(rows: list[dict], score: str | None) -> str | None:
     score = score or next((name for name in _SCORES if name in rows[0]), None)
     for i, row in enumerate(rows):
         lengths = {name: len(row[name]) for name in (score, *_PER_COMPLETION) if row.get(name or "") is not None}
-        if not row.get("completions") or (score and score not in lengths) or len(set(lengths.values())) > 1:
-            needed = ["completions", *([score] if score else [])]
+        needed = ["completions", *([score] if score else []), *(["selected"] if "selected" in rows[0] else [])]
+        if (
+            not row.get("completions")
+            or not {*needed} <= {*lengths, *({*row} & {"selected"})}
+            or len(set(lengths.values())) > 1
+        ):
             raise ValueError(
                 f"`rows[{i}]` must have {needed}, and one value per completion in each of {list(_PER_COMPLETION)} "
                 f"that it has, got the columns {sorted(row)} with {lengths} values. See `collect`."
@@ -223,11 +227,13 @@ def _tokens(rows: list[dict]) -> dict[str, float | None]:
         except (KeyError, TypeError):  # no such column, or `None` in it
             return None
 
+    def pruned(row: dict) -> float:
+        kept = sum(row["num_tokens"])
+        return row["usage"]["completion_tokens"] - kept if row.get("usage") else 0
+
     return {
         "thinking": mean(lambda row: sum(row["num_reasoning_tokens"])),
         "answer": mean(lambda row: sum(row["num_tokens"]) - sum(row["num_reasoning_tokens"])),
-        "pruned": mean(
-            lambda row: row.get("usage", {}).get("completion_tokens", sum(row["num_tokens"])) - sum(row["num_tokens"])
-        ),
+        "pruned": mean(pruned),
         "verifier": mean(lambda row: row["usage"]["verifier_tokens"]),
     }

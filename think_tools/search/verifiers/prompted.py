@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 # the chat template, or a text as it stands.
 Ask = Callable[[Messages, Sequence[str]], Messages | str]
 
+_JUDGE = SamplingParams(temperature=0.6, top_p=0.95, max_tokens=8192)
+
 
 def ask_for_verdict(messages: Messages, steps: Sequence[str]) -> Messages:
     """
@@ -233,7 +235,7 @@ class JudgeVerifier:
 
     backend: ClientBackend | TransformersBackend | ScriptedBackend
     criteria: Criteria = "correctness"
-    params: SamplingParams = SamplingParams(temperature=0.6, top_p=0.95, max_tokens=8192)
+    params: SamplingParams = _JUDGE
     num_tokens: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:

@@ -235,21 +235,57 @@ def written(tokenizer, processor, prompt, wish, steps=40):
 END = "<|im_end|>"
 BUDGETS = {
     "closed when the budget is spent": (3, {}, "q", "<think>abcdefg", "<think>abc\n</think>fg" + END),
-    "a sentence before the marker": (3, {"closing_text": ".!\n"}, "q", "<think>abcdefghi", "<think>abc.!\n</think>hi" + END),
+    "a sentence before the marker": (
+        3,
+        {"closing_text": ".!\n"},
+        "q",
+        "<think>abcdefghi",
+        "<think>abc.!\n</think>hi" + END,
+    ),
     "prefilled reasoning counts": (3, {}, "<think>\n", "abcdefg", "ab\n</think>efg" + END),
     "a budget of nothing": (0, {}, "<think>", "abcdefg", "\n</think>cdefg" + END),
     "the prompt closed the reasoning": (0, {}, "<think>\n\n</think>\n\n", "abc", "abc" + END),
-    "a turn before has closed its own": (2, {}, f"<think>a</think>b{END}\n<|im_start|>", "<think>abcd", "<think>ab\n</think>" + END),
+    "a turn before has closed its own": (
+        2,
+        {},
+        f"<think>a</think>b{END}\n<|im_start|>",
+        "<think>abcd",
+        "<think>ab\n</think>" + END,
+    ),
     "a user who writes markers": (2, {}, f"Why <think>?{END}\n<|im_start|>assistant\n", "abcdef", "abcdef" + END),
     "closes in time": (9, {}, "<think>", "abc</think>d", "abc</think>d" + END),
     "does not think": (0, {}, "q", "abc", "abc" + END),
     "the answer may speak of markers": (2, {}, "<think>", "a</think>b<think>cdefg", "a</think>b<think>cdefg" + END),
     "cannot end its turn in the reasoning": (5, {}, "<think>", "ab", "ab!!!\n</think>" + END),
-    "must think for a while": (None, {"min_thinking_tokens": 3}, "<think>", "a</think></think></think>b", "a!!</think>b" + END),
-    "waits instead of closing": (None, {"num_wait": 1, "wait_text": "W:"}, "<think>", "a</think>bc</think>d", "aW:c</think>d" + END),
-    "waits instead of ending its turn": (4, {"num_wait": 1, "wait_text": "W:"}, "<think>", "a", "aW:!\n</think>" + END),
-    "the budget ends the waits": (2, {"num_wait": 2, "wait_text": "W:"}, "<think>", "a</think>bcdefg", "aW:\n</think>efg" + END),
-}  # fmt: skip
+    "must think for a while": (
+        None,
+        {"min_thinking_tokens": 3},
+        "<think>",
+        "a</think></think></think>b",
+        "a!!</think>b" + END,
+    ),
+    "waits instead of closing": (
+        None,
+        {"num_wait": 1, "wait_text": "W:"},
+        "<think>",
+        "a</think>bc</think>d",
+        "aW:c</think>d" + END,
+    ),
+    "waits instead of ending its turn": (
+        4,
+        {"num_wait": 1, "wait_text": "W:"},
+        "<think>",
+        "a",
+        "aW:!\n</think>" + END,
+    ),
+    "the budget ends the waits": (
+        2,
+        {"num_wait": 2, "wait_text": "W:"},
+        "<think>",
+        "a</think>bcdefg",
+        "aW:\n</think>efg" + END,
+    ),
+}
 
 
 @pytest.mark.parametrize(("budget", "kwargs", "prompt", "wish", "expected"), BUDGETS.values(), ids=BUDGETS)
@@ -287,7 +323,7 @@ def test_phases_are_those_of_parse_however_the_text_is_cut(tokenizer, name, open
 
 
 def joined_tokenizer():
-    """Pieces of markers, joined with what stands beside them, as byte-level and as other BPE vocabularies have them."""
+    """Pieces of markers, joined with what stands beside them, as vocabularies have them."""
     words = ["</", "think", ">\n", ".</", "k>", ">", "<", "th", "ink>", "</think", "a", "Ċ", "!", "!</think>!"]
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.BPE({w.replace("\n", "Ċ"): i for i, w in enumerate(words)}, [])),
@@ -451,7 +487,8 @@ def test_a_grammar_of_the_answer(tokenizer, prompt, wish, expected):
 def test_a_grammar_begins_in_each_row_when_this_row_gets_there(model_of):
     model, tokenizer = model_of()
     texts = ["a</think>12", "bbbbbb</think>3", "c</think>\n456"]
-    inputs = tokenizer([PROMPT.format(q) + "<think>" for q in ("1", "22", "333")], return_tensors="pt", padding=True, padding_side="left")  # fmt: skip
+    prompts = [PROMPT.format(q) + "<think>" for q in ("1", "22", "333")]
+    inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
     budget, grammar = ThinkingBudget(tokenizer), after_think(two_digits(tokenizer), tokenizer)
 
     class Wish(Write):
@@ -477,9 +514,7 @@ def test_confidence_is_that_of_the_logits(model_of):
     )  # fmt: skip
     measured = tracker.finish(output.sequences)
     logits = torch.stack(output.logits, 1).log_softmax(-1)
-    lengths, answers = [6, 8, 4], [[4, 5], [], [2, 3]]  # the end of the turn included
-    lengths[0], answers[0] = 7, [4, 5, 6]
-    answers[0] = [i for i in range(7) if i > output.sequences[0, width:].tolist().index(260)]
+    lengths, answers = [7, 8, 4], [[4, 5, 6], [], [2, 3]]  # the end of the turn included
     for row, (length, answer) in enumerate(zip(lengths, answers, strict=True)):
         new = output.sequences[row, width : width + length]
         logprobs = logits[row, :length].gather(1, new[:, None])[:, 0]

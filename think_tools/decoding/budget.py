@@ -24,10 +24,9 @@ class ThinkingBudget(LogitsProcessor):
     have closed it or leave it to the model. One processor can serve many generations, one at a time. It writes into
     the scores, so `output_logits` shows its bans.
 
-    The scores of tokens that the tokenizer does not have are `-inf`: models pad their vocabulary, and a padding id that
-    was sampled cannot be read back. With `num_wait`, a model tries to end its reasoning when the closing marker, or
-    the end of its turn, is its likeliest token; until then it cannot be drawn. Source of the waits: s1
-    (https://huggingface.co/papers/2501.19393).
+    The scores of tokens that the tokenizer does not have are `-inf`: models pad their vocabulary, and a padding id
+    that was sampled cannot be read back. With `num_wait`, a model tries to end its reasoning when the closing marker,
+    or the end of its turn, is its likeliest token; until then it cannot be drawn. Source of the waits: s1 (https://huggingface.co/papers/2501.19393).
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -37,8 +36,8 @@ class ThinkingBudget(LogitsProcessor):
         min_thinking_tokens (`int`, *optional*, defaults to `0`):
             Tokens of reasoning before which it cannot be closed. A model that opens no reasoning need not think.
         closing_text (`str`, *optional*, defaults to `"\n"`):
-            What is written, beyond the budget, before a closing marker that is forced: a sentence such as `"\n\nTime is
-            up, so I answer now.\n"` keeps the answer from coming as a surprise.
+            What is written, beyond the budget, before a closing marker that is forced: a sentence such as `"\n\nTime
+            is up, so I answer now.\n"` keeps the answer from coming as a surprise.
         num_wait (`int`, *optional*, defaults to `0`):
             How often `wait_text` replaces the end of the reasoning, what stands in a prefilled prompt included.
         wait_text (`str`, *optional*, defaults to `"\nWait,"`):
@@ -105,8 +104,9 @@ class ThinkingBudget(LogitsProcessor):
         written = [table.advance(inside, table.text(self._closing[:n])) for n in (-1, None)]
         if [table.phases[state] for state in written] != [THINKING, ANSWER]:
             raise ValueError(
-                f"`closing_text` {closing_text!r} and {table.fmt.close} must close the reasoning with their last token, "
-                f"but are {tokenizer.decode(self._closing)!r} to the tokenizer: add the markers with `add_think_tokens`."
+                f"`closing_text` {closing_text!r} and {table.fmt.close} must close the reasoning with their last "
+                f"token, but are {tokenizer.decode(self._closing)!r} to the tokenizer: add the markers "
+                "with `add_think_tokens`."
             )
         # What a row forbids depends on its mode: 0 outside of the reasoning, 1 within, from 2 on, by its state, if it
         # cannot close yet, and again by its state if it has waits left as well.
@@ -221,8 +221,8 @@ class SuppressReflection(LogitsProcessor):
         missing = wanted - {*bare.values()}
         if missing and (words is not None or missing == wanted):
             raise ValueError(
-                f"`words` {sorted(missing)} are no single tokens of this tokenizer, so they cannot be suppressed: leave "
-                "them out."
+                f"`words` {sorted(missing)} are no single tokens of this tokenizer, so they cannot be suppressed: "
+                "leave them out."
             )
         self.token_ids = sorted(token for token, word in bare.items() if word in wanted)
         self._bans = _Bans([set(), set(self.token_ids)])

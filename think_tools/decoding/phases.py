@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -118,11 +118,8 @@ def phase_table(tokenizer: PreTrainedTokenizerBase, fmt: ThinkFormat | None) -> 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, fmt: ThinkFormat, more: Sequence[int] = ()) -> list[int]:
     """Tokens that end a turn, without those of the markers: gpt-oss closes its reasoning by `<|end|>`."""
     vocabulary = tokenizer.get_vocab()
-    ends: set[Any] = {
-        tokenizer.eos_token_id,
-        *more,
-        *(vocabulary[stop] for stop in fmt.stop if stop in vocabulary),
-    } - {None}
+    own = cast(Any, tokenizer).eos_token_id
+    ends: set[int] = {own, *more, *(vocabulary[stop] for stop in fmt.stop if stop in vocabulary)} - {None}
     return sorted(ends - {*tokenizer.encode(fmt.open + fmt.close, add_special_tokens=False)})
 
 

@@ -1,7 +1,7 @@
 """Think budgets in TRL's GRPO, which has no place for a logits processor of its own."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -19,8 +19,8 @@ def get_budget_rollout(
     Make a `rollout_func` for [`~trl.GRPOTrainer`] that samples under a [`ThinkingBudget`].
 
     Reasoning that runs to `max_completion_length` has no answer and earns nothing; closed within a budget, it does.
-    Tokens that the budget forces are not the policy's choice, so they are left out of the loss (`env_mask`). Everything
-    else is sampled as TRL would.
+    Tokens that the budget forces are not the policy's choice, so they are left out of the loss (`env_mask`).
+    Everything else is sampled as TRL would.
 
     Args:
         thinking_token_budget (`int`, *optional*):
@@ -53,9 +53,13 @@ class _BudgetRollout:
         from trl.models import unwrap_model_for_generation  # loads a second of trainers: only those who train need it
 
         _check(prompts, trainer)
+        args: Any = trainer.args
         tokenizer: Any = trainer.processing_class
         if isinstance(prompts[0], list):
-            options = {"chat_template": trainer.chat_template, **trainer.chat_template_kwargs}
+            options: dict[str, Any] = {
+                **cast(Any, trainer).chat_template_kwargs,
+                "chat_template": trainer.chat_template,
+            }
             encoded = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True, **options)
         else:
             encoded = tokenizer(text=prompts)
@@ -68,9 +72,9 @@ class _BudgetRollout:
             unwrap_model_for_generation(
                 trainer.model_wrapped,
                 trainer.accelerator,
-                gather_deepspeed3_params=trainer.args.ds3_gather_for_generation,
+                gather_deepspeed3_params=args.ds3_gather_for_generation,
                 generation_kwargs=trainer.generation_kwargs,
-                gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
+                gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
             ) as model,
             torch.no_grad(),
         ):

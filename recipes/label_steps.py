@@ -112,5 +112,5 @@ def main(args: LabelArguments) -> Dataset:
 
 
 if __name__ == "__main__":
-    [args] = TrlParser(LabelArguments).parse_args_and_config()
+    [args] = TrlParser([LabelArguments]).parse_args_and_config()
     main(args)

@@ -1,5 +1,6 @@
 """Generate many rows with one model: rows that end leave the batch, waiting ones enter, and caches can be kept."""
 
+import copy
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
@@ -7,16 +8,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, GenerationConfig, LogitsProcessor, PreTrainedModel, StoppingCriteria
+from transformers import Cache, DynamicCache, GenerationConfig, LogitsProcessor, PreTrainedModel, StoppingCriteria
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation.streamers import BaseStreamer
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# Of one row: keys and values of each layer, (tokens, heads, size).
+# Of one row: keys and values of each layer, (heads, tokens, size).
 KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
+# Rows that must have ended before a batch is made up anew, which costs about as much as a few steps.
+_FEWEST = 4
 
 
 @dataclass(eq=False)
@@ -45,7 +47,7 @@ class Row:
 
     @property
     def num_cached(self) -> int:
-        return len(self.cache[0][0]) if self.cache else 0
+        return self.cache[0][0].shape[1] if self.cache else 0
 
 
 @dataclass(frozen=True)
@@ -84,16 +86,19 @@ def generate_rows(
     models whose cache cannot be cut into rows, a batch is generated until all of its rows have ended. `keep` is called
     with each row that has ended and still has its cache.
     """
-    flexible = not processors and keeps_cache(model) and not _counts_steps(config)
+    cuttable = keeps_cache(model)
+    steady = bool(processors) or not cuttable or _counts_steps(config)
     waiting, active = deque(rows), list[Row]()
     while waiting or active:
         active += [waiting.popleft() for _ in range(min(len(waiting), batch_size - len(active)))]
         enough = len(active)
-        if flexible:
-            enough = min(enough, max(4, math.ceil(enough / (4 if waiting else 2))))
+        if not steady:
+            enough = min(enough, max(_FEWEST, math.ceil(enough / (4 if waiting else 2))))
+        if cuttable:
             _prefill(model, active, config)
-        cached = flexible and (bool(waiting or keep) or enough < len(active) or any(row.cache for row in active))
-        _segment(model, active, config, ending, enough=enough, cached=cached, processors=processors, streamer=streamer)
+        _segment(
+            model, active, config, ending, enough=enough, cached=cuttable, processors=processors, streamer=streamer
+        )
         for row in active:
             if row.done:
                 if keep:
@@ -136,7 +141,7 @@ class KeptCaches:
         for length in sorted({len(key) for key in self._caches}, reverse=True):
             if (key := tuple(ids[:length])) in self._caches:
                 self._caches.move_to_end(key)
-                return [(keys[: len(ids) - 1], values[: len(ids) - 1]) for keys, values in self._caches[key]]
+                return [(keys[:, : len(ids) - 1], values[:, : len(ids) - 1]) for keys, values in self._caches[key]]
         return []
 
     def keep(self, row: Row) -> None:
@@ -181,12 +186,14 @@ def _prefill(model: "PreTrainedModel | PeftModel", rows: Sequence[Row], config: 
             groups.setdefault(row.num_cached and len(row.ids) - row.num_cached, []).append(copied)
         for other in alike:
             other.cache = row.cache
+    greedy = copy.deepcopy(config)
+    greedy.update(do_sample=False, temperature=1.0, top_p=1.0, top_k=50)  # no draw, so that the seed gives the same
     for group in groups.values():
-        # `generate` draws a token more than is wanted, but knows which positions and masks the model takes.
-        _segment(model, group, config, Ending((), (), False, lambda ids: ""), enough=len(group), cached=True)
+        # `generate` writes a token more than is wanted, but knows which positions and masks the model takes.
+        _segment(model, group, greedy, Ending((), (), False, lambda ids: ""), enough=len(group), cached=True)
         for filled in group:
             length = filled.start - 1
-            cache = [(keys[:length], values[:length]) for keys, values in filled.cache]
+            cache = [(keys[:, :length], values[:, :length]) for keys, values in filled.cache]
             for row in prompts[tuple(filled.ids[:-1])]:
                 row.cache = cache
 
@@ -215,7 +222,7 @@ def _segment(
         attention_mask=torch.tensor(mask, device=model.device),
         past_key_values=cache,
         generation_config=config,
-        logits_processor=[*processors, *([scores] if ending.logprobs else [])],
+        logits_processor=[*([scores] if ending.logprobs else []), *processors],
         stopping_criteria=[_Watch(rows, ending, enough, scores)],
         streamer=streamer,
     )
@@ -223,28 +230,65 @@ def _segment(
         end = width + len(row.ids) - length - 1  # the last token of a row was never read
         read = slice(end - len(row.ids) + 1, end)
         layers: list[Any] = cache.layers if cache else []
-        pairs = [(layer.keys[i, :, read], layer.values[i, :, read]) for layer in layers]
-        row.cache = [(keys.transpose(0, 1), values.transpose(0, 1)) for keys, values in pairs]
+        row.cache = [(layer.keys[i, :, read], layer.values[i, :, read]) for layer in layers]
 
 
-def _join(caches: Sequence[KeyValues]) -> DynamicCache:
+def _join(caches: Sequence[KeyValues]) -> Cache:
     """One cache (rows, heads, longest, size), each row at its right end."""
-    longest = max(caches, key=lambda cache: len(cache[0][0]) if cache else 0)
-    if not longest:
-        return DynamicCache()  # full layers, of which the mask hides what is out of a sliding window
-    empty = [(keys[:0], values[:0]) for keys, values in longest]
-    layers = zip(*(cache or empty for cache in caches), strict=True)
-    padded = [
-        [pad_sequence(list(rows), True, padding_side="left") for rows in zip(*layer, strict=True)] for layer in layers
-    ]
-    return DynamicCache([(keys.transpose(1, 2), values.transpose(1, 2)) for keys, values in padded])
+    if not any(caches):
+        return Cache(layer_class_to_replicate=_GrowingLayer)
+    empty = [(keys[:, :0], values[:, :0]) for keys, values in next(filter(None, caches))]
+    return Cache([_GrowingLayer(rows) for rows in zip(*(cache or empty for cache in caches), strict=True)])
+
+
+class _GrowingLayer(DynamicLayer):
+    """
+    Keys and values of all tokens, those out of a sliding window too: the mask hides them. Room is made in advance,
+    where transformers copies all tokens for each new one: most of the time of a CPU at a thousand tokens.
+    """
+
+    def __init__(self, rows: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()) -> None:
+        super().__init__()
+        if rows:
+            self.lazy_initialization(*rows[0])
+            longest = max(keys.shape[1] for keys, _ in rows)
+            self._buffers = [
+                _room(parts[0].expand(len(rows), -1, -1, -1), longest) for parts in zip(*rows, strict=True)
+            ]
+            for row, pair in enumerate(rows):
+                for buffer, part in zip(self._buffers, pair, strict=True):
+                    buffer[row, :, longest - part.shape[1] : longest] = part
+            self.keys, self.values = (buffer[:, :, :longest] for buffer in self._buffers)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        start, new = self.get_seq_length(), (key_states, value_states)
+        end = start + key_states.shape[2]
+        if not self.is_initialized:
+            self.lazy_initialization(*new)
+            self._buffers = [_room(states, end) for states in new]
+        elif end > self._buffers[0].shape[2]:
+            old, self._buffers = self._buffers, [_room(states, end) for states in new]
+            for buffer, part in zip(self._buffers, old, strict=True):
+                buffer[:, :, :start] = part[:, :, :start]
+        for buffer, states in zip(self._buffers, new, strict=True):
+            buffer[:, :, start:end] = states
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
+        return self.keys, self.values
+
+
+def _room(like: torch.Tensor, length: int) -> torch.Tensor:
+    """Zeros, since what a mask hides must still be a number; for a quarter more than `length` tokens."""
+    batch, heads, _, size = like.shape
+    return like.new_zeros(batch, heads, length + max(128, length // 4), size)
 
 
 class _Scores(LogitsProcessor):
-    """Holds the logits of the last step, (rows, vocabulary)."""
+    """Holds the log-probabilities of the last step, (rows, vocabulary), as the model has them."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.last = scores
+        self.last = scores.log_softmax(-1)  # a copy: later processors write into the scores
         return scores
 
 
@@ -260,7 +304,7 @@ class _Watch(StoppingCriteria):
             new = input_ids[:, -1:]
             logprobs = [[0.0]] * len(self.rows)
             if self.ending.logprobs:
-                logprobs = (self.scores.last.gather(1, new) - self.scores.last.logsumexp(1, keepdim=True)).tolist()
+                logprobs = self.scores.last.gather(1, new).tolist()
             for row, [token], [logprob] in zip(self.rows, new.tolist(), logprobs, strict=True):
                 if not row.done:
                     row.ids.append(token)

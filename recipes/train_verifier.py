@@ -108,7 +108,8 @@ def encode(rows: Dataset, kind: str, tokenizer: PreTrainedTokenizerBase, max_len
         return {f"{name}_ids": encode_output(tokenizer, row["prompt"], text(row[name])) for name in KINDS[kind][1:]}
 
     known = rows.filter(lambda row: row["correct"] is not None) if kind == "outcome" else rows
-    encoded = known.map(one, remove_columns=known.column_names)
+    # `map` would keep the type of the column `labels`, and a -100 that becomes a boolean is a good step.
+    encoded = Dataset.from_list([one(row) for row in known])
     names = [name for name in encoded.column_names if name.endswith("ids")]
     kept = encoded.filter(lambda row: max(len(row[name]) for name in names) <= (max_length or float("inf")))
     print(f"{len(rows)} rows, {len(rows) - len(known)} without label, {len(known) - len(kept)} over `max_length`")

@@ -100,6 +100,21 @@ def test_rows_of_no_kind_are_refused_with_the_kinds(train):
         train.kind_of(Dataset.from_list([{"text": "a"}]))
 
 
+def test_only_the_ends_of_steps_have_labels(train, tokenizer, tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"prompt": "q", "completions": ["a", "b"], "labels": [True, False]}), encoding="utf-8")
+    [row] = train.encode(Dataset.from_json(str(file)), "process", tokenizer, 16)
+    assert tokenizer.decode(row["input_ids"]) == "qa\nb\n"
+    assert row["labels"] == [-100, -100, 1, -100, 0]
+
+
+def test_rows_that_are_too_long_or_have_no_label_are_counted(train, tokenizer, capsys):
+    rows = candidates((True, "no_think", "2", None), (True, "no_think", "2" * 99, None), (None, "no_think", "2", None))
+    [row] = train.encode(rows, "outcome", tokenizer, 64)
+    assert row["labels"] == [1.0]
+    assert "3 rows, 1 without label, 1 over `max_length`" in capsys.readouterr().out
+
+
 KINDS = {
     "process": (
         lambda n, good: {

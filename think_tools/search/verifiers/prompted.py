@@ -207,8 +207,8 @@ class JudgeVerifier:
     """
     Outcome verifier of a chat model that gives scores from 0 to 10, with the prompt of [`get_judge_reward`].
 
-    A judge is data's reader, not a target: it sees the output quoted, and only the lines that it was asked for are
-    read. A reply that cannot be read twice scores 0.0, and the log says so.
+    It sees the output quoted as data, and only the lines that it was asked for are read. It is asked a second time if
+    its reply has no score; an output without one even then gets 0.0, and the log says so.
 
     Args:
         backend ([`ClientBackend`], [`TransformersBackend`] or [`ScriptedBackend`]):

@@ -15,7 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# Of one row: keys and values of each layer, (heads, tokens, size).
+# Of some tokens of one row: keys and values in each layer, (heads, tokens, size).
 KeyValues = list[tuple[torch.Tensor, torch.Tensor]]
 # Rows that must have ended before a batch is made up anew, which costs about as much as a few steps.
 _FEWEST = 4
@@ -32,7 +32,8 @@ class Row:
         stop_reason (`str`, *optional*): The stop text it ended with.
         done (`bool`): Whether it has ended.
         logprobs (`list[float]`): Log-probability of each new token, if wanted.
-        cache (`list`): Keys and values of its first tokens, at most of all but the last; `[]` if not computed.
+        cache (`list`): Pieces that hold its first tokens, at most all but the last; `[]` if none was read.
+        num_kept (`int`): How many of those tokens [`KeptCaches`] has.
     """
 
     ids: list[int]
@@ -40,14 +41,15 @@ class Row:
     stop_reason: str | None = None
     done: bool = False
     logprobs: list[float] = field(default_factory=list)
-    cache: KeyValues = field(default_factory=list)
+    cache: list[KeyValues] = field(default_factory=list)
+    num_kept: int = 0
 
     def __post_init__(self) -> None:
         self.start = len(self.ids)
 
     @property
     def num_cached(self) -> int:
-        return self.cache[0][0].shape[1] if self.cache else 0
+        return sum(piece[0][0].shape[1] for piece in self.cache)
 
 
 @dataclass(frozen=True)
@@ -76,15 +78,15 @@ def generate_rows(
     batch_size: int,
     processors: Sequence[LogitsProcessor] = (),
     streamer: BaseStreamer | None = None,
-    keep: Callable[[Row], None] | None = None,
+    kept: "KeptCaches | None" = None,
 ) -> None:
     """
     Write every row to its end, at most `batch_size` at once.
 
     A batch is generated until a quarter of its rows have ended; those leave, and waiting ones take their places. Rows
     of the same prompt share its prefill. `processors` may count what they have seen, so with any of them, and for
-    models whose cache cannot be cut into rows, a batch is generated until all of its rows have ended. `keep` is called
-    with each row that has ended and still has its cache.
+    models whose cache cannot be cut into rows, a batch is generated until all of its rows have ended. Rows that may
+    go on leave what was read of them to `kept`.
     """
     cuttable = keeps_cache(model)
     steady = bool(processors) or not cuttable or _counts_steps(config)
@@ -95,14 +97,14 @@ def generate_rows(
         if not steady:
             enough = min(enough, max(_FEWEST, math.ceil(enough / (4 if waiting else 2))))
         if cuttable:
-            _prefill(model, active, config)
+            _prefill(model, active, config, kept)
         _segment(
             model, active, config, ending, enough=enough, cached=cuttable, processors=processors, streamer=streamer
         )
         for row in active:
             if row.done:
-                if keep:
-                    keep(row)
+                if kept and row.ids[-1] not in ending.end_ids:
+                    kept.keep(row)
                 row.cache = []
         active = [row for row in active if not row.done]
 
@@ -122,7 +124,7 @@ def keeps_cache(model: "PreTrainedModel | PeftModel") -> bool:
 
 class KeptCaches:
     """
-    Caches of rows that may be continued, the least recently used given up first.
+    What was read of rows that may go on, each token once; the least recently used is given up first.
 
     Args:
         most (`int`): Most bytes to keep.
@@ -130,31 +132,43 @@ class KeptCaches:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._caches: OrderedDict[tuple[int, ...], KeyValues] = OrderedDict()
+        # By all tokens up to its end: where a piece begins, and the piece. The one before it ends there.
+        self._pieces: OrderedDict[tuple[int, ...], tuple[int, KeyValues]] = OrderedDict()
+        self._num_bytes = 0
         self._model_state: object = None
 
-    def find(self, model: torch.nn.Module, ids: Sequence[int]) -> KeyValues:
-        """The longest cache of the first tokens of `ids`, the last token left out; `[]` if there is none."""
+    def find(self, model: torch.nn.Module, row: Row) -> None:
+        """Give a row what there is of all its tokens but the last."""
         if self._model_state != (state := _model_state(model)):
-            self._caches.clear()  # trained since, or another adapter: these keys and values are not its own
-            self._model_state = state
-        for length in sorted({len(key) for key in self._caches}, reverse=True):
-            if (key := tuple(ids[:length])) in self._caches:
-                self._caches.move_to_end(key)
-                return [(keys[:, : len(ids) - 1], values[:, : len(ids) - 1]) for keys, values in self._caches[key]]
-        return []
+            self._pieces.clear()  # trained since, or another adapter: these keys and values are not its own
+            self._model_state, self._num_bytes = state, 0
+        for length in sorted({len(key) for key in self._pieces if len(key) < len(row.ids)}, reverse=True):
+            found, key = list[KeyValues](), tuple(row.ids[:length])
+            while key in self._pieces:
+                self._pieces.move_to_end(key)
+                start, piece = self._pieces[key]
+                found, key = [piece, *found], key[:start]
+            if found and not key:
+                row.cache, row.num_kept = found, length
+                return
 
     def keep(self, row: Row) -> None:
-        """Copy the cache of `row`, whose tensors belong to a whole batch."""
-        if row.cache:
-            copied = [(keys.clone(), values.clone()) for keys, values in row.cache]
-            self._caches[tuple(row.ids[: row.num_cached])] = copied
-            while sum(map(_num_bytes, self._caches.values())) > self.most:
-                self._caches.popitem(last=False)
+        """Copy what is new in the cache of `row`, whose tensors belong to a whole batch."""
+        new = slice(row.num_kept, row.num_cached)
+        if self.most and new.start < new.stop:
+            [whole] = row.cache
+            key, row.num_kept = tuple(row.ids[: new.stop]), new.stop
+            _, old = self._pieces.pop(key, (0, []))
+            piece = [(keys[:, new].clone(), values[:, new].clone()) for keys, values in whole]
+            self._pieces[key] = new.start, piece
+            self._num_bytes += _num_bytes(piece) - _num_bytes(old)
+            while self._num_bytes > self.most:
+                _, (_, old) = self._pieces.popitem(last=False)
+                self._num_bytes -= _num_bytes(old)
 
 
-def _num_bytes(cache: KeyValues) -> int:
-    return sum(keys.nbytes + values.nbytes for keys, values in cache)
+def _num_bytes(piece: KeyValues) -> int:
+    return sum(keys.nbytes + values.nbytes for keys, values in piece)
 
 
 def _model_state(model: torch.nn.Module) -> object:
@@ -170,8 +184,10 @@ def _counts_steps(config: GenerationConfig) -> bool:
     return any(config.to_dict().get(name) for name in names)
 
 
-def _prefill(model: "PreTrainedModel | PeftModel", rows: Sequence[Row], config: GenerationConfig) -> None:
-    """Fill the caches of rows that are to join others, up to their last token, those of the same prompt once."""
+def _prefill(
+    model: "PreTrainedModel | PeftModel", rows: Sequence[Row], config: GenerationConfig, kept: KeptCaches | None
+) -> None:
+    """Read rows that are to join others, up to their last token, those of the same prompt once."""
     prompts: dict[tuple[int, ...], list[Row]] = {}
     for row in rows:
         prompts.setdefault(tuple(row.ids), []).append(row)
@@ -179,23 +195,22 @@ def _prefill(model: "PreTrainedModel | PeftModel", rows: Sequence[Row], config: 
         return  # one batch of different prompts: its first step does it
     # A gap between what is cached and what is not would be counted by sliding windows, so the two meet in all rows.
     groups: dict[int, list[Row]] = {}
-    for alike in prompts.values():
-        row = max(alike, key=lambda row: row.num_cached)
-        if row.num_cached < len(row.ids) - 1:
-            copied = Row(list(row.ids), len(row.ids) + 1, cache=row.cache)
-            groups.setdefault(row.num_cached and len(row.ids) - row.num_cached, []).append(copied)
-        for other in alike:
-            other.cache = row.cache
+    for first, *_ in prompts.values():
+        if (left := len(first.ids) - first.num_cached) > 1:
+            groups.setdefault(first.num_cached and left, []).append(first)
     greedy = copy.deepcopy(config)
     greedy.update(do_sample=False, temperature=1.0, top_p=1.0, top_k=50)  # no draw, so that the seed gives the same
     for group in groups.values():
         # `generate` writes a token more than is wanted, but knows which positions and masks the model takes.
-        _segment(model, group, greedy, Ending((), (), False, lambda ids: ""), enough=len(group), cached=True)
-        for filled in group:
-            length = filled.start - 1
-            cache = [(keys[:, :length], values[:, :length]) for keys, values in filled.cache]
-            for row in prompts[tuple(filled.ids[:-1])]:
-                row.cache = cache
+        copies = [Row(list(row.ids), len(row.ids) + 1, cache=row.cache, num_kept=row.num_kept) for row in group]
+        _segment(model, copies, greedy, Ending((), (), False, lambda ids: ""), enough=len(group), cached=True)
+        for read in copies:
+            del read.ids[-1]
+            read.cache = [[(keys[:, :-1], values[:, :-1]) for keys, values in piece] for piece in read.cache]
+            if kept:
+                kept.keep(read)
+            for row in prompts[tuple(read.ids)]:
+                row.cache, row.num_kept = read.cache, read.num_kept
 
 
 def _segment(
@@ -230,15 +245,15 @@ def _segment(
         end = width + len(row.ids) - length - 1  # the last token of a row was never read
         read = slice(end - len(row.ids) + 1, end)
         layers: list[Any] = cache.layers if cache else []
-        row.cache = [(layer.keys[i, :, read], layer.values[i, :, read]) for layer in layers]
+        row.cache = [[(layer.keys[i, :, read], layer.values[i, :, read]) for layer in layers]] if layers else []
 
 
-def _join(caches: Sequence[KeyValues]) -> Cache:
+def _join(caches: Sequence[Sequence[KeyValues]]) -> Cache:
     """One cache (rows, heads, longest, size), each row at its right end."""
-    if not any(caches):
+    num_layers = max((len(piece) for cache in caches for piece in cache), default=0)
+    if not num_layers:
         return Cache(layer_class_to_replicate=_GrowingLayer)
-    empty = [(keys[:, :0], values[:, :0]) for keys, values in next(filter(None, caches))]
-    return Cache([_GrowingLayer(rows) for rows in zip(*(cache or empty for cache in caches), strict=True)])
+    return Cache([_GrowingLayer([[piece[i] for piece in cache] for cache in caches]) for i in range(num_layers)])
 
 
 class _GrowingLayer(DynamicLayer):
@@ -247,17 +262,19 @@ class _GrowingLayer(DynamicLayer):
     where transformers copies all tokens for each new one: most of the time of a CPU at a thousand tokens.
     """
 
-    def __init__(self, rows: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()) -> None:
+    def __init__(self, rows: Sequence[Sequence[tuple[torch.Tensor, torch.Tensor]]] = ()) -> None:
         super().__init__()
         if rows:
-            self.lazy_initialization(*rows[0])
-            longest = max(keys.shape[1] for keys, _ in rows)
-            self._buffers = [
-                _room(parts[0].expand(len(rows), -1, -1, -1), longest) for parts in zip(*rows, strict=True)
-            ]
-            for row, pair in enumerate(rows):
-                for buffer, part in zip(self._buffers, pair, strict=True):
-                    buffer[row, :, longest - part.shape[1] : longest] = part
+            some = next(pair for pieces in rows for pair in pieces)
+            self.lazy_initialization(*some)
+            longest = max(sum(keys.shape[1] for keys, _ in pieces) for pieces in rows)
+            self._buffers = [_room(part.expand(len(rows), -1, -1, -1), longest) for part in some]
+            for row, pieces in enumerate(rows):
+                at = longest
+                for pair in reversed(pieces):
+                    end, at = at, at - pair[0].shape[1]
+                    for buffer, part in zip(self._buffers, pair, strict=True):
+                        buffer[row, :, at:end] = part
             self.keys, self.values = (buffer[:, :, :longest] for buffer in self._buffers)
 
     def update(

@@ -112,7 +112,8 @@ class TransformersBackend:
         Raises:
             `ValueError`: If a prompt fills the model's context, or `batch_size` is below 1.
         """
-        return self.extend(prompts, [[]] * len(prompts), params, batch_size=batch_size, **chat_template_kwargs)
+        kept = self._kept if params.stop else None  # a stop text means to go on
+        return self._extend(prompts, [[]] * len(prompts), params, chat_template_kwargs, batch_size, kept)
 
     def extend(
         self,
@@ -164,21 +165,33 @@ class TransformersBackend:
         '156'
         ```
         """
+        return self._extend(prompts, prefixes, params, chat_template_kwargs, batch_size, self._kept)
+
+    def _extend(
+        self,
+        prompts: Sequence[Messages],
+        prefixes: Sequence[Sequence[int] | str],
+        params: SamplingParams,
+        chat_template_kwargs: dict[str, Any],
+        batch_size: int,
+        kept: KeptCaches | None,
+    ) -> list[list[Candidate]]:
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
         if len(prompts) != len(prefixes):
             raise ValueError(f"`prefixes` must be as many as `prompts`, got {len(prefixes)} and {len(prompts)}.")
         state = prompt_state(self.tokenizer, fmt=self.fmt, **chat_template_kwargs)
         turns = [self._turn(*turn, chat_template_kwargs) for turn in zip(prompts, prefixes, strict=True)]
-        rows = [self._row(prompt + prefix, params) for prompt, prefix in turns for _ in range(params.n)]
+        begun = [
+            (len(prompt), self._row(prompt + prefix, params)) for prompt, prefix in turns for _ in range(params.n)
+        ]
+        rows = [row for _, row in begun]
         with self._exclusive(params.seed):
-            # A new search reads its prompts again, so that it never meets caches of an old one.
-            for row, (_, prefix) in zip(rows, (turn for turn in turns for _ in range(params.n)), strict=True):
-                row.cache = self._kept.find(self.model, row.ids) if prefix else []
-            keep = self._keep if params.stop or any(prefix for _, prefix in turns) else None
-            self._generate(rows, params, state, batch_size=batch_size, keep=keep)
-        starts = [len(prompt) for prompt, _ in turns for _ in range(params.n)]
-        candidates = [self._candidate(*pair, params, state) for pair in zip(rows, starts, strict=True)]
+            for start, row in begun if kept else ():
+                if len(row.ids) > start:  # a new search reads its prompts again, and meets nothing of an old one
+                    self._kept.find(self.model, row)
+            self._generate(rows, params, state, batch_size=batch_size, kept=kept)
+        candidates = [self._candidate(row, start, params, state) for start, row in begun]
         return [candidates[i : i + params.n] for i in range(0, len(candidates), params.n)]
 
     async def stream(
@@ -270,10 +283,6 @@ class TransformersBackend:
 
     def _row(self, ids: list[int], params: SamplingParams) -> Row:
         return Row(list(ids), int(min(len(ids) + params.max_tokens, self._context())))
-
-    def _keep(self, row: Row) -> None:
-        if row.ids[-1] not in self._end_ids:  # else nobody goes on with it
-            self._kept.keep(row)
 
     def _encode(self, messages: Messages, chat_template_kwargs: dict[str, Any]) -> list[int]:
         prompt = self.tokenizer.apply_chat_template(

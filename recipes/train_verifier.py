@@ -13,9 +13,9 @@ python recipes/train_verifier.py --config recipes/tiny/outcome_verifier.yaml
 python recipes/train_verifier.py --model_name_or_path Qwen/Qwen3-0.6B --train_file steps.jsonl --output_dir out/prm
 ```
 
-The columns decide: `prompt`, `completions` and `labels` train a process model (the stepwise rows of TRL, which
-trained them until version 1.13), `prompt`, `completion` and `correct` an outcome model by cross-entropy, `prompt`, `chosen` and
-`rejected` one by TRL's `RewardTrainer`. All flags of TRL's `RewardConfig` and `ModelConfig` work.
+The columns decide: `prompt`, `completions` and `labels` (the stepwise rows of TRL, which trained them until version
+1.13) train a process model; `prompt`, `completion` and `correct` an outcome model by cross-entropy; `prompt`, `chosen`
+and `rejected` one by TRL's `RewardTrainer`. All flags of TRL's `RewardConfig` and `ModelConfig` work.
 """
 
 import tempfile

@@ -249,7 +249,7 @@ class JudgeVerifier:
             prompts = [judge_messages(self._criteria, question, read_completion(texts[i])) for i in left]
             for i, [reply] in zip(left, self.backend.sample(prompts, self.params) if left else [], strict=True):
                 self.num_tokens += reply.num_prompt_tokens + reply.num_tokens
-                if scores := read_scores(reply.text, self._criteria):
+                if scores := read_scores(reply.trace.answer, self._criteria):
                     found[i] = fmean(scores.values()) / 10
         if len(found) < len(texts):
             logger.warning("The judge gave no score for %d of %d outputs: 0.0.", len(texts) - len(found), len(texts))

@@ -2,9 +2,8 @@
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from statistics import fmean
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -77,11 +76,12 @@ def verify(
     before = verifier.num_tokens if isinstance(verifier, CountsTokens) else 0
     found = verifier(messages, texts) if texts else []
     spent = verifier.num_tokens - before if isinstance(verifier, CountsTokens) else 0
-    if len(found) != len(texts) or any(not isinstance(score, Real) and not len(score) for score in found):
+    steps = [[*map(float, one)] if isinstance(one, Iterable) else [float(one)] for one in found]
+    if len(steps) != len(texts) or not all(steps):
         raise ValueError(
             f"`verifier` must give a score, or one per step, for each of {len(texts)} texts, got {found}."
         )
-    scores = [float(s) if isinstance(s, Real) else float(_REDUCE[reduce](s)) for s in found]
+    scores = [float(_REDUCE[reduce](some)) for some in steps]
     if not all(map(math.isfinite, scores)):
         raise ValueError(f"`verifier` must give finite scores, got {scores}.")
     return scores, spent

@@ -22,11 +22,11 @@ from .vote import (
     best_candidate,
     canonical_answers,
     filter_top,
-    is_decided,
     maj_at_k,
     majority_vote,
     mean_over_subsets,
     pass_at_k,
+    votes_missing,
     weighted_vote,
 )
 
@@ -50,7 +50,6 @@ __all__ = [
     "dvts",
     "evaluate",
     "filter_top",
-    "is_decided",
     "maj_at_k",
     "majority_vote",
     "mcts",
@@ -60,5 +59,6 @@ __all__ = [
     "self_consistency",
     "sequential_revision",
     "verify",
+    "votes_missing",
     "weighted_vote",
 ]

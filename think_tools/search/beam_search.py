@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Unpack
 
-from ..backends import Candidate, SamplingParams
+from ..backends import SamplingParams
 from .session import Backend, Options, Problem, SearchResult, Session
 from .tree import Branch, distinct, grow, judge, plant
 from .verifiers import Verifier
@@ -177,11 +177,11 @@ def _keep(
     return [[branch for branch in pool if branch.score >= threshold] or pool[:1] for pool in ranked]
 
 
-def _look_ahead(session: Session, branches: Sequence[Branch], num_steps: int) -> list[list[Candidate]]:
+def _look_ahead(session: Session, branches: Sequence[Branch], num_steps: int) -> list[list[Branch]]:
     """What to score for each branch: where the likeliest next steps lead."""
     ahead = list(branches)
     for _ in range(num_steps):
         going = [i for i, branch in enumerate(ahead) if not branch.ended]
         for i, group in zip(going, grow(session, [ahead[i] for i in going], 1, greedy=True), strict=True):
             ahead[i] = group[0] if group else ahead[i]
-    return [[branch.turn] for branch in ahead]
+    return [[branch] for branch in ahead]

@@ -18,7 +18,7 @@ def mcts(
     verifier: Verifier | None = None,
     num_simulations: int = 32,
     num_rollouts: int = 0,
-    exploration: float = 1.0,
+    exploration: float = 0.2,
     max_steps: int = 16,
     weighted: bool = False,
     **options: Unpack[Options],
@@ -48,8 +48,9 @@ def mcts(
         num_rollouts (`int`, *optional*, defaults to `0`):
             Times that each new step is written to the end; its value is their mean. `0`: the verifier scores the turn
             as it is.
-        exploration (`float`, *optional*, defaults to `1.0`):
-            How much a step that was seldom tried gains.
+        exploration (`float`, *optional*, defaults to `0.2`):
+            How much a step that was seldom tried gains. With values in `[0, 1]` and some dozen simulations much more
+            than this spends them all near the root.
         max_steps (`int`, *optional*, defaults to `16`):
             Depth of the tree; the steps there are written to the end.
         weighted (`bool`, *optional*, defaults to `False`):
@@ -59,8 +60,8 @@ def mcts(
 
     Returns:
         `list[SearchResult]`: One per problem. Its candidates are all turns that have ended, roll-outs included; if
-        there is none, the best branch is written to its end. Nodes of its `tree` have `visits` beside their `value`;
-        a step from which no roll-out was right is marked `correct: False`.
+        there is none, the best branch is written to its end. Its `tree` has them all, in steps; nodes at which a
+        simulation has been have `visits` beside their `value`.
 
     Raises:
         `ValueError`: If an argument is out of its range, there is neither a verifier nor golds and roll-outs, or the
@@ -73,11 +74,12 @@ def mcts(
     >>> from think_tools.data import journey
     >>> from think_tools.search import mcts
 
-    >>> backend = ScriptedBackend(lambda _, prefix, i: f"{7 + i}</think>{7 + i}" if prefix else f"<think>try {i}\n\n")
+    >>> script = lambda messages, prefix, i: f"done</think>{7 + ('1' in prefix)}" if prefix else f"<think>try {i}\n\n"
+    >>> backend = ScriptedBackend(script)
     >>> problem = {"prompt": [{"role": "user", "content": "3+4=?"}], "solution": "7"}
     >>> [result] = mcts(backend, [problem], SamplingParams(n=2), num_simulations=3, num_rollouts=1)
     >>> result.answer, [child["visits"] for child in result.tree["children"]]
-    ('7', [3, 3])
+    ('7', [3, 1])
     >>> journey(result.tree)[0]["completion"][0]["content"]
     '7'
     ```
@@ -106,6 +108,9 @@ def mcts(
             _evaluate(session, growing, groups, num_rollouts, ended)
     paths = [_descend(root, 0.0) for root in roots if not ended[root.problem]]
     _evaluate(session, paths, grow(session, [path[-1] for path in paths], 1, to_end=True), 0, ended)
+    for *before, last in paths:
+        if before and not ended[last.problem]:  # stopped
+            ended[last.problem] = [(last.turn, last.score)]
     return session.results(
         [[turn for turn, _ in own] for own in ended],
         [[score for _, score in own] for own in ended],
@@ -137,11 +142,9 @@ def _evaluate(
     new = [branch for path in paths for branch in path[-1].children]
     unsure = [branch for branch in new if num_rollouts and not branch.ended]
     ends = dict(zip(unsure, grow(session, unsure, num_rollouts, to_end=True), strict=True))
-    shown = {branch: [end.turn for end in ends.get(branch) or [branch]] for branch in new}
-    for (branch, turns), scores in zip(shown.items(), judge(session, shown), strict=True):
-        ended[branch.problem] += [pair for pair in zip(turns, scores, strict=True) if pair[0].stop_reason is None]
-        if ends.get(branch) and set(session.right(branch.problem, turns)) == {False}:
-            branch.node["correct"] = False
+    shown = {branch: ends.get(branch) or [branch] for branch in new}
+    for (branch, own), scores in zip(shown.items(), judge(session, shown), strict=True):
+        ended[branch.problem] += [(end.turn, score) for end, score in zip(own, scores, strict=True) if end.ended]
     for path in paths:
         for branch in path[-1].children:
             _carry_up([*path, branch], branch.score)

@@ -9,7 +9,7 @@ from typing import Any, TypedDict, Unpack
 from ..answers import extract_answer, shared_grader
 from ..backends import Candidate, ClientBackend, Messages, SamplingParams, ScriptedBackend, TransformersBackend
 from .verifiers import Reduce, Verifier, verify
-from .vote import best_candidate, canonical_answers, majority_vote, weighted_vote
+from .vote import Answers, best_candidate, canonical_answers, majority_vote, weighted_vote
 
 # A row of the package's type (only `prompt` is needed, `solution` is used where it is there), or its messages.
 Problem = dict[str, Any] | Messages
@@ -159,7 +159,9 @@ class Session:
         self._note(numbers)
         return groups
 
-    def sample(self, numbers: Sequence[int], n: int, prompts: Sequence[Messages] | None = None) -> list[list[Candidate]]:
+    def sample(
+        self, numbers: Sequence[int], n: int, prompts: Sequence[Messages] | None = None
+    ) -> list[list[Candidate]]:
         """`n` whole outputs for each problem of these numbers, for other prompts than its own if some are given."""
         if self.stopped() or not numbers:
             return [[] for _ in numbers]
@@ -194,8 +196,9 @@ class Session:
         details: Details = lambda *_: {},
     ) -> list[SearchResult]:
         """Choose among the candidates of each problem, and report."""
+        answers = canonical_answers(map(answers_of, candidates))
         found = []
-        for i, (group, alike) in enumerate(zip(candidates, canonical_answers(map(answers_of, candidates)), strict=True)):
+        for i, (group, alike) in enumerate(zip(candidates, answers, strict=True)):
             own = scores[i] if scores is not None else None
             answer, chosen, more = None, None, {}
             if group:
@@ -217,12 +220,10 @@ def answers_of(candidates: Iterable[Candidate]) -> list[str | None]:
     return [extract_answer(candidate.trace.answer) for candidate in candidates]
 
 
-def choose(
-    answers: Sequence[str | None], scores: Sequence[float] | None, *, weighted: bool = False, temperature: float | None = None
-) -> int:
+def choose(answers: Answers, scores: Sequence[float] | None, *, weighted: bool = False) -> int:
     """The number of the sample that stands for the best of canonical answers; without any, of the best sample."""
     if scores is None:
         return answers.index(majority_vote(answers, canonical=True))
-    winner = weighted_vote(answers, scores, temperature=temperature, canonical=True) if weighted else None
+    winner = weighted_vote(answers, scores, canonical=True) if weighted else None
     best = best_candidate(scores, [answer if winner in (None, answer) else None for answer in answers])
     return max(range(len(scores)), key=scores.__getitem__) if best is None else best

@@ -11,6 +11,7 @@ from ..parsing import Trace
 from .session import Session
 
 _NOTHING = Candidate("", Trace(None, "", "no_think"), "stop", num_tokens=0, num_reasoning_tokens=0, stop_reason="")
+_LEAF = ("answer", "correct")
 
 
 @dataclass(eq=False)
@@ -47,7 +48,7 @@ def grow(
     """
     if session.stopped() or not branches:
         return [[] for _ in branches]
-    params = replace(session.params, n=n, stop=() if to_end else session.params.stop or ("\n\n",))
+    params = replace(session.params, n=n, stop=() if to_end else step_ends(session))
     groups = _extend(session, branches, replace(params, temperature=0.0) if greedy else params)
     children = [
         [Branch(parent.problem, parent, turn) for turn in group]
@@ -62,38 +63,59 @@ def grow(
     return children
 
 
+def step_ends(session: Session) -> tuple[str, ...]:
+    """Texts that end a step."""
+    return session.params.stop or ("\n\n",)
+
+
 def distinct(branches: Sequence[Branch]) -> list[Branch]:
     """The first of those that read alike."""
     return list({branch.turn.text: branch for branch in reversed(branches)}.values())[::-1]
 
 
-def judge(session: Session, shown: dict[Branch, list[Candidate]]) -> list[list[float]]:
-    """Score what is shown for each branch, give the branch the mean, and write it into the tree."""
+def judge(session: Session, shown: dict[Branch, list[Branch]]) -> list[list[float]]:
+    """
+    Score the branches that are shown for each branch (itself, or what follows from it), give it their mean, and write
+    it into the tree, with those that follow if they have ended.
+    """
     found = []
     for problem in dict.fromkeys(branch.problem for branch in shown):
-        own = {branch: turns for branch, turns in shown.items() if branch.problem == problem}
-        scores = iter(session.score(problem, [turn for turns in own.values() for turn in turns]))
-        for branch, turns in own.items():
-            found.append([next(scores) for _ in turns])
+        own = {branch: ends for branch, ends in shown.items() if branch.problem == problem}
+        scores = iter(session.score(problem, [end.turn for ends in own.values() for end in ends]))
+        new = []
+        for branch, ends in own.items():
+            found.append([next(scores) for _ in ends])
             branch.score = fmean(found[-1])
-            _write(session, branch)
-        session.tell("steps", problem, nodes=[branch.node for branch in own])
+            new += _write(session, branch, branch.score)
+            for end, score in zip(ends, found[-1], strict=True):
+                new += _write(session, end, score) if end.ended and end is not branch else []
+        session.tell("steps", problem, nodes=new)
     return found
 
 
-def _write(session: Session, branch: Branch) -> None:
-    """Add a node for the branch, or find the one that reads alike."""
+def _write(session: Session, branch: Branch, score: float) -> list[dict[str, Any]]:
+    """Add a node for each step by which the branch is longer than its parent; those that read alike are there."""
     assert branch.parent is not None, "a root is not scored"
     trace, before = branch.turn.trace, branch.parent.turn.trace
     part = "answer" if trace.reasoning is None else "reasoning"
-    node = {"text": vars(trace)[part].removeprefix(vars(before)[part] or "").strip()}
+    text = vars(trace)[part].removeprefix(vars(before)[part] or "").strip()
+    leaf = {}
     if branch.ended:
-        node["answer"] = extract_answer(trace.answer) if part == "answer" else trace.answer
-        [node["correct"]] = session.right(branch.problem, [branch.turn])
-    siblings = branch.parent.node["children"]
-    twins = [known for known in siblings if all(known.get(k) == node.get(k) for k in ("text", "answer", "correct"))]
-    branch.node = twins[0] if twins else node | {"value": branch.score, "children": []}
-    siblings += [] if twins else [branch.node]
+        [correct] = session.right(branch.problem, [branch.turn])
+        leaf = {"answer": extract_answer(trace.answer) if part == "answer" else trace.answer, "correct": correct}
+    for end in step_ends(session):
+        text = text.replace(end, f"{end}\0")
+    # Where the step before closed the reasoning, nothing is left but the answer.
+    steps = [step.strip() for step in text.split("\0") if step.strip()] or [leaf.get("answer") or ""]
+    branch.node, new = branch.parent.node, []
+    for number, step in enumerate(steps, start=1):
+        node = {"text": step, **(leaf if number == len(steps) else {})}
+        alike = [n for n in branch.node["children"] if all(n.get(k) == node.get(k) for k in ("text", *_LEAF))]
+        if not alike:
+            new.append({**node, "value": score, "children": []})
+            branch.node["children"].append(new[-1])
+        branch.node = alike[0] if alike else new[-1]
+    return new
 
 
 def _extend(session: Session, branches: Sequence[Branch], params: SamplingParams) -> list[list[Candidate]]:

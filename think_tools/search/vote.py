@@ -205,12 +205,14 @@ def filter_top(scores: Sequence[float], keep: float, answers: Answers | None = N
     return sorted(sorted(voting, key=lambda i: -scores[i])[:number])
 
 
-def is_decided(answers: Answers, num_left: int, confidence: float = 0.95) -> bool:
+def votes_missing(answers: Answers, num_left: int, confidence: float = 0.95) -> int:
     """
-    Whether a vote is as good as over: the leader cannot be overtaken, or very likely leads for good.
+    The fewest further samples that could decide a vote, if all agree with the leader; 0 when it is decided.
 
-    Source: Adaptive-Consistency, https://huggingface.co/papers/2305.11860: with a uniform prior on the shares of the
-    two leading answers, the first one's is above one half with probability `confidence`.
+    Decided means that the leader, with the probability `confidence`, still leads when all samples are there: those to
+    come fall to the two leading answers by a share of which all values were equally likely at first. With endless
+    samples to come it is the rule of Adaptive-Consistency (https://huggingface.co/papers/2305.11860); with few to come
+    it is decided earlier.
 
     Args:
         answers (`Sequence[str | None]`):
@@ -218,21 +220,38 @@ def is_decided(answers: Answers, num_left: int, confidence: float = 0.95) -> boo
         num_left (`int`):
             Samples that may still come.
         confidence (`float`, *optional*, defaults to `0.95`):
-            Probability that is enough. 0.95 takes four samples that agree, or six of seven.
+            Probability that is enough, in `(0, 1]`. 1 stops when the leader cannot be overtaken.
+
+    Raises:
+        `ValueError`: If `confidence` is out of its range.
 
     Example:
 
     ```python
-    >>> from think_tools.search import is_decided
+    >>> from think_tools.search import votes_missing
 
-    >>> is_decided(["7"] * 4, num_left=12), is_decided(["7", "7", "7", "8"], 12), is_decided(["7", "7", "7", "8"], 1)
-    (True, False, True)
+    >>> votes_missing([], 16), votes_missing(["7"] * 3, 13), votes_missing(["7", "7", "8"], 13)
+    (3, 0, 2)
     ```
     """
-    first, second = sorted([0, 0, *Counter(answer for answer in answers if answer is not None).values()])[:-3:-1]
-    tosses = first + second + 1  # of a fair coin, at most `first` of them heads: the beta distribution at one half
-    lead = sum(math.comb(tosses, heads) for heads in range(first + 1)) / 2**tosses
-    return first > 0 and (first - second > num_left or lead >= confidence)
+    if not 0 < confidence <= 1:
+        raise ValueError(f"`confidence` must be in (0, 1], got {confidence}.")
+    counts = Counter(answer for answer in answers if answer is not None)
+    order, leaders = list(counts), counts.most_common(2)
+    first, second = [*(number for _, number in leaders), 0, 0][:2]
+    # A tie goes to the answer that came first.
+    late = len(leaders) == 2 and order.index(leaders[0][0]) > order.index(leaders[1][0])
+
+    def leads(won: int) -> float:
+        """Probability that the second wins too few of the rest to catch up, by a beta-binomial distribution."""
+        lead, left = first + won, num_left - won
+        ways = sum(
+            math.comb(lost + second, lost) * math.comb(left - lost + lead, lead)
+            for lost in range(min(left, (left + lead - second - late) // 2) + 1)
+        )
+        return ways / math.comb(left + lead + second + 1, left)
+
+    return next((won for won in range(num_left) if leads(won) >= confidence), num_left)
 
 
 def pass_at_k(correct: Sequence[bool], k: int) -> float:
@@ -365,5 +384,5 @@ def _check_scores(name: str, scores: Sequence[float], answers: Answers | None) -
     if answers is not None and len(answers) != len(scores):
         raise ValueError(f"`{name}` must have one number per answer, got {len(scores)} for {len(answers)} answers.")
     for i, score in enumerate(scores):
-        if not math.isfinite(score) and (answers is None or answers[i] is not None):
+        if (score is None or not math.isfinite(score)) and (answers is None or answers[i] is not None):
             raise ValueError(f"`{name}` must be finite numbers, got {score} for sample {i}: leave that sample out.")

@@ -340,7 +340,7 @@ def test_a_search_deeper_than_its_simulations_still_answers():
 
 
 def test_an_informed_search_beats_best_of_n_and_noise_hurts_it():
-    tasks, params = problems(40), SamplingParams(n=8, max_tokens=500)
+    tasks, params = problems(24), SamplingParams(n=8, max_tokens=500)
     scores = {}
     for noise in (0.5, 5.0):
         verifier = noisy_oracle(noise)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, Literal, Unpack, get_args
 
 from ..backends import Candidate, Messages, SamplingParams
@@ -81,9 +81,8 @@ def sequential_revision(
             f"other, got {select!r} and {verifier!r}."
         )
     session = Session(backend, problems, params, verifier, **options)
-    owners = list(range(len(session.problems)))
-    chains = [list(group) for group in session.sample(owners, 1)]
-    _prolong(session, chains, owners, [params.n - 1] * len(owners), keep_last, prompt)
+    chains = [list(group) for group in session.sample(range(len(session.problems)), 1)]
+    _prolong(session, [(i, chain, params.n - 1) for i, chain in enumerate(chains)], keep_last, prompt)
     scores = [session.score(i, chain) for i, chain in enumerate(chains)] if verifier else None
 
     def pick(i: int, answers: list[str | None], own: list[float] | None) -> int:
@@ -165,19 +164,13 @@ def parallel_sequential(
         fresh = [i for i, revised in enumerate(revisions) if params.n - first - revised == number]
         for i, group in zip(fresh, session.sample(fresh, number), strict=True):
             begun[i] = begun[i] + group
-    chains = [[candidate] for group in begun for candidate in group]
-    owners = [i for i, group in enumerate(begun) for _ in group]
-    left = [
-        revisions[i] // first + (j < revisions[i] % first) if j < first else 0
-        for i, group in enumerate(begun)
-        for j in range(len(group))
-    ]
-    _prolong(session, chains, owners, left, keep_last, prompt)
-    groups: list[list[Candidate]] = [[] for _ in begun]
-    places: list[list[list[int]]] = [[] for _ in begun]
-    for i, chain in zip(owners, chains, strict=True):
-        places[i].append(list(range(len(groups[i]), len(groups[i]) + len(chain))))
-        groups[i] += chain
+    chains = [[[candidate] for candidate in group] for group in begun]
+    shares = [[left // first + (j < left % first) for j in range(first)] for left in revisions]
+    begun_first = [(i, *pair) for i, own in enumerate(chains) for pair in zip(own, shares[i], strict=False)]
+    _prolong(session, begun_first, keep_last, prompt)
+    groups = [[candidate for chain in own for candidate in chain] for own in chains]
+    ends = [list(accumulate(map(len, own))) for own in chains]
+    places = [[list(range(*pair)) for pair in pairwise([0, *own])] for own in ends]
     scores = [session.score(i, group) for i, group in enumerate(groups)] if verifier else None
 
     def pick(i: int, answers: list[str | None], own: list[float] | None) -> int:
@@ -192,21 +185,16 @@ def parallel_sequential(
 
 
 def _prolong(
-    session: Session,
-    chains: Sequence[list[Candidate]],
-    owners: Sequence[int],
-    left: Sequence[int],
-    keep_last: int,
-    prompt: Revise,
+    session: Session, chains: Sequence[tuple[int, list[Candidate], int]], keep_last: int, prompt: Revise
 ) -> None:
-    """Add as many revisions to each chain as are left for it; all chains take a step together."""
+    """Add revisions to chains, each given with its problem and how many it gets; all take a step together."""
     if keep_last < 1:
         raise ValueError(f"`keep_last` must be at least 1, got {keep_last}.")
-    for step in range(max(left, default=0)):
-        going = [number for number, most in enumerate(left) if step < most and chains[number]]
+    for step in range(max((left for *_, left in chains), default=0)):
+        going = [(i, chain) for i, chain, left in chains if step < left and chain]
         prompts = [
-            prompt(session.problems[owners[number]]["prompt"], [c.trace.answer for c in chains[number][-keep_last:]])
-            for number in going
+            prompt(session.problems[i]["prompt"], [candidate.trace.answer for candidate in chain[-keep_last:]])
+            for i, chain in going
         ]
-        for number, group in zip(going, session.sample([owners[n] for n in going], 1, prompts), strict=True):
-            chains[number].extend(group)
+        for (_, chain), group in zip(going, session.sample([i for i, _ in going], 1, prompts), strict=True):
+            chain.extend(group)

@@ -42,14 +42,14 @@ def grow(
     session: Session, branches: Sequence[Branch], n: int, *, to_end: bool = False, greedy: bool = False
 ) -> list[list[Branch]]:
     """
-    `n` different children of each branch, one step longer or `to_end`; none if the search is to stop.
+    `n` children of each branch, one step longer or `to_end`; none if the search is to stop.
 
     Once its reasoning is closed a turn is written to its end in the same step.
     """
     if session.stopped() or not branches:
         return [[] for _ in branches]
-    params = replace(session.params, n=n, stop=() if to_end else step_ends(session))
-    groups = _extend(session, branches, replace(params, temperature=0.0) if greedy else params)
+    params = replace(session.params, n=1, temperature=0.0) if greedy else session.params
+    groups = _extend(session, branches, replace(params, n=n, stop=() if to_end else step_ends(session)))
     children = [
         [Branch(parent.problem, parent, turn) for turn in group]
         for parent, group in zip(branches, groups, strict=True)

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,15 +29,18 @@ class Row:
     Args:
         ids (`list[int]`): Prompt, prefix, and what is written so far.
         most (`int`): Length of `ids` at which it is cut off.
+        turn (`int`): Where the prompt ends and the assistant's turn begins.
         stop_reason (`str`, *optional*): The stop text it ended with.
         done (`bool`): Whether it has ended.
         logprobs (`list[float]`): Log-probability of each new token, if wanted.
-        cache (`list`): Pieces that hold its first tokens, at most all but the last; `[]` if none was read.
+        cache (`list`): Pieces that hold its first tokens, at most all but the last; `[]` if none was read. Rows that
+            have the same list are read once.
         num_kept (`int`): How many of those tokens [`KeptCaches`] has.
     """
 
     ids: list[int]
     most: int
+    turn: int = 0
     stop_reason: str | None = None
     done: bool = False
     logprobs: list[float] = field(default_factory=list)
@@ -56,10 +59,10 @@ class Row:
 class Ending:
     """When a row ends, and what is noted on the way."""
 
-    end_ids: Sequence[int]
-    stop: tuple[str, ...]
-    logprobs: bool
-    decode: Callable[[list[int]], str]
+    end_ids: Sequence[int] = ()
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
+    decode: Callable[[list[int]], str] = str
 
     def reason(self, row: Row) -> str | None:
         """The stop text in the new tokens of a row, if its last token completed one."""
@@ -92,15 +95,17 @@ def generate_rows(
     steady = bool(processors) or not cuttable or _counts_steps(config)
     waiting, active = deque(rows), list[Row]()
     while waiting or active:
-        active += [waiting.popleft() for _ in range(min(len(waiting), batch_size - len(active)))]
+        new = [waiting.popleft() for _ in range(min(len(waiting), batch_size - len(active)))]
+        active += new
         enough = len(active)
         if not steady:
             enough = min(enough, max(_FEWEST, math.ceil(enough / (4 if waiting else 2))))
         if cuttable:
             _prefill(model, active, config, kept)
-        _segment(
-            model, active, config, ending, enough=enough, cached=cuttable, processors=processors, streamer=streamer
-        )
+        for row in new:
+            row.num_kept = row.num_cached if kept else 0
+        watch = _Watch(active, ending, enough)
+        _segment(model, watch, config, cached=cuttable, processors=processors, streamer=streamer)
         for row in active:
             if row.done:
                 if kept and row.ids[-1] not in ending.end_ids:
@@ -137,20 +142,21 @@ class KeptCaches:
         self._num_bytes = 0
         self._model_state: object = None
 
-    def find(self, model: torch.nn.Module, row: Row) -> None:
-        """Give a row what there is of all its tokens but the last."""
+    def find(self, model: torch.nn.Module, rows: Iterable[Row]) -> None:
+        """Give each row what there is of all its tokens but the last."""
         if self._model_state != (state := _model_state(model)):
             self._pieces.clear()  # trained since, or another adapter: these keys and values are not its own
             self._model_state, self._num_bytes = state, 0
-        for length in sorted({len(key) for key in self._pieces if len(key) < len(row.ids)}, reverse=True):
-            found, key = list[KeyValues](), tuple(row.ids[:length])
-            while key in self._pieces:
-                self._pieces.move_to_end(key)
-                start, piece = self._pieces[key]
-                found, key = [piece, *found], key[:start]
-            if found and not key:
-                row.cache, row.num_kept = found, length
-                return
+        lengths = sorted({len(key) for key in self._pieces}, reverse=True)
+        for row in rows:
+            for length in (length for length in lengths if length < len(row.ids) and not row.cache):
+                found, key = list[KeyValues](), tuple(row.ids[:length])
+                while key in self._pieces:
+                    self._pieces.move_to_end(key)
+                    start, piece = self._pieces[key]
+                    found, key = [piece, *found], key[:start]
+                if not key:  # nothing before it was given up
+                    row.cache[:] = found
 
     def keep(self, row: Row) -> None:
         """Copy what is new in the cache of `row`, whose tensors belong to a whole batch."""
@@ -187,64 +193,57 @@ def _counts_steps(config: GenerationConfig) -> bool:
 def _prefill(
     model: "PreTrainedModel | PeftModel", rows: Sequence[Row], config: GenerationConfig, kept: KeptCaches | None
 ) -> None:
-    """Read rows that are to join others, up to their last token, those of the same prompt once."""
-    prompts: dict[tuple[int, ...], list[Row]] = {}
-    for row in rows:
-        prompts.setdefault(tuple(row.ids), []).append(row)
-    if len(prompts) == len(rows) and not any(row.cache for row in rows):
-        return  # one batch of different prompts: its first step does it
+    """Read rows that are to join others, up to their last token."""
+    firsts = {id(row.cache): row for row in rows}.values()
+    if len(firsts) == len(rows) and not any(row.cache for row in rows):
+        return  # the first step of the batch does it
     # A gap between what is cached and what is not would be counted by sliding windows, so the two meet in all rows.
     groups: dict[int, list[Row]] = {}
-    for first, *_ in prompts.values():
-        if (left := len(first.ids) - first.num_cached) > 1:
-            groups.setdefault(first.num_cached and left, []).append(first)
+    for row in firsts:
+        if (left := len(row.ids) - row.num_cached) > 1:
+            groups.setdefault(left if row.cache else 0, []).append(row)
     greedy = copy.deepcopy(config)
     greedy.update(do_sample=False, temperature=1.0, top_p=1.0, top_k=50)  # no draw, so that the seed gives the same
     for group in groups.values():
         # `generate` writes a token more than is wanted, but knows which positions and masks the model takes.
-        copies = [Row(list(row.ids), len(row.ids) + 1, cache=row.cache, num_kept=row.num_kept) for row in group]
-        _segment(model, copies, greedy, Ending((), (), False, lambda ids: ""), enough=len(group), cached=True)
-        for read in copies:
-            del read.ids[-1]
-            read.cache = [[(keys[:, :-1], values[:, :-1]) for keys, values in piece] for piece in read.cache]
+        copies = [Row([*row.ids], len(row.ids) + 1, cache=row.cache, num_kept=row.num_cached) for row in group]
+        _segment(model, _Watch(copies, Ending(), len(copies)), greedy, cached=True)
+        for row, read in zip(group, copies, strict=True):
+            row.cache[:] = [[(keys[:, :-1], values[:, :-1]) for keys, values in piece] for piece in read.cache]
             if kept:
+                read.cache = row.cache
                 kept.keep(read)
-            for row in prompts[tuple(read.ids)]:
-                row.cache, row.num_kept = read.cache, read.num_kept
 
 
 def _segment(
     model: "PreTrainedModel | PeftModel",
-    rows: Sequence[Row],
+    watch: "_Watch",
     config: GenerationConfig,
-    ending: Ending,
     *,
-    enough: int,
     cached: bool,
     processors: Sequence[LogitsProcessor] = (),
     streamer: BaseStreamer | None = None,
 ) -> None:
-    """Generate until `enough` rows have ended; with `cached`, from their caches and into them."""
-    lengths = [len(row.ids) for row in rows]
+    """Generate until enough rows have ended; with `cached`, from their caches and into them."""
+    rows, lengths = watch.rows, [len(row.ids) for row in watch.rows]
     width = max(lengths)
     ids = [[config.pad_token_id] * (width - len(row.ids)) + row.ids for row in rows]
     mask = [[0] * (width - length) + [1] * length for length in lengths]
     config.max_new_tokens = max(row.most - len(row.ids) for row in rows)
-    scores = _Scores()
     cache = _join([row.cache for row in rows]) if cached else None
     model.generate(  # type: ignore[operator]
         input_ids=torch.tensor(ids, device=model.device),
         attention_mask=torch.tensor(mask, device=model.device),
         past_key_values=cache,
         generation_config=config,
-        logits_processor=[*([scores] if ending.logprobs else []), *processors],
-        stopping_criteria=[_Watch(rows, ending, enough, scores)],
+        logits_processor=[*([watch.scores] if watch.ending.logprobs else []), *processors],
+        stopping_criteria=[watch],
         streamer=streamer,
     )
+    layers: list[Any] = cache.layers if cache else []
     for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
         end = width + len(row.ids) - length - 1  # the last token of a row was never read
         read = slice(end - len(row.ids) + 1, end)
-        layers: list[Any] = cache.layers if cache else []
         row.cache = [[(layer.keys[i, :, read], layer.values[i, :, read]) for layer in layers]] if layers else []
 
 
@@ -264,11 +263,12 @@ class _GrowingLayer(DynamicLayer):
 
     def __init__(self, rows: Sequence[Sequence[tuple[torch.Tensor, torch.Tensor]]] = ()) -> None:
         super().__init__()
+        self._buffers: list[torch.Tensor] = []
         if rows:
             some = next(pair for pieces in rows for pair in pieces)
             self.lazy_initialization(*some)
             longest = max(sum(keys.shape[1] for keys, _ in pieces) for pieces in rows)
-            self._buffers = [_room(part.expand(len(rows), -1, -1, -1), longest) for part in some]
+            self._make_room([part.expand(len(rows), -1, -1, -1) for part in some], longest)
             for row, pieces in enumerate(rows):
                 at = longest
                 for pair in reversed(pieces):
@@ -277,28 +277,26 @@ class _GrowingLayer(DynamicLayer):
                         buffer[row, :, at:end] = part
             self.keys, self.values = (buffer[:, :, :longest] for buffer in self._buffers)
 
+    def _make_room(self, like: Sequence[torch.Tensor], length: int) -> None:
+        old, room = self._buffers, length + max(128, length // 4)
+        # Zeros, since what a mask hides must be a number all the same.
+        self._buffers = [part.new_zeros(*part.shape[:2], room, part.shape[3]) for part in like]
+        for buffer, part in zip(self._buffers, old, strict=bool(old)):
+            buffer[:, :, : part.shape[2]] = part
+
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        start, new = self.get_seq_length(), (key_states, value_states)
+        new, start = (key_states, value_states), self.get_seq_length()
         end = start + key_states.shape[2]
         if not self.is_initialized:
             self.lazy_initialization(*new)
-            self._buffers = [_room(states, end) for states in new]
-        elif end > self._buffers[0].shape[2]:
-            old, self._buffers = self._buffers, [_room(states, end) for states in new]
-            for buffer, part in zip(self._buffers, old, strict=True):
-                buffer[:, :, :start] = part[:, :, :start]
+        if not self._buffers or end > self._buffers[0].shape[2]:
+            self._make_room(new, end)
         for buffer, states in zip(self._buffers, new, strict=True):
             buffer[:, :, start:end] = states
         self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
         return self.keys, self.values
-
-
-def _room(like: torch.Tensor, length: int) -> torch.Tensor:
-    """Zeros, since what a mask hides must still be a number; for a quarter more than `length` tokens."""
-    batch, heads, _, size = like.shape
-    return like.new_zeros(batch, heads, length + max(128, length // 4), size)
 
 
 class _Scores(LogitsProcessor):
@@ -312,8 +310,9 @@ class _Scores(LogitsProcessor):
 class _Watch(StoppingCriteria):
     """Notes each new token in its row, and ends the batch when `enough` rows have ended."""
 
-    def __init__(self, rows: Sequence[Row], ending: Ending, enough: int, scores: _Scores) -> None:
-        self.rows, self.ending, self.enough, self.scores = rows, ending, enough, scores
+    def __init__(self, rows: Sequence[Row], ending: Ending, enough: int) -> None:
+        self.rows, self.ending, self.enough = rows, ending, enough
+        self.scores = _Scores()
         self.over = False
 
     def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:

@@ -14,6 +14,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from ..decoding import ThinkingBudget
 from ..formats import THINK, ThinkFormat, detect_format
 from ..parsing import ThinkStream, parse
 from ..templates import PromptState, end_of_turn, prompt_state
@@ -181,17 +182,13 @@ class TransformersBackend:
         if len(prompts) != len(prefixes):
             raise ValueError(f"`prefixes` must be as many as `prompts`, got {len(prefixes)} and {len(prompts)}.")
         state = prompt_state(self.tokenizer, fmt=self.fmt, **chat_template_kwargs)
-        turns = [self._turn(*turn, chat_template_kwargs) for turn in zip(prompts, prefixes, strict=True)]
-        begun = [
-            (len(prompt), self._row(prompt + prefix, params)) for prompt, prefix in turns for _ in range(params.n)
-        ]
-        rows = [row for _, row in begun]
+        begun = [self._row(*turn, params, chat_template_kwargs) for turn in zip(prompts, prefixes, strict=True)]
+        rows = [Row([*row.ids], row.most, row.turn, cache=row.cache) for row in begun for _ in range(params.n)]
         with self._exclusive(params.seed):
-            for start, row in begun if kept else ():
-                if len(row.ids) > start:  # a new search reads its prompts again, and meets nothing of an old one
-                    self._kept.find(self.model, row)
+            if kept:  # a new search reads its prompts again, and meets nothing of an old one
+                kept.find(self.model, [row for row in begun if row.start > row.turn])
             self._generate(rows, params, state, batch_size=batch_size, kept=kept)
-        candidates = [self._candidate(row, start, params, state) for start, row in begun]
+        candidates = [self._candidate(row, params, state) for row in rows]
         return [candidates[i : i + params.n] for i in range(0, len(candidates), params.n)]
 
     async def stream(
@@ -230,7 +227,7 @@ class TransformersBackend:
         """
         if params.n != 1:
             raise ValueError(f"`params.n` must be 1 to stream, got {params.n}.")
-        row = self._row(self._encode(messages, chat_template_kwargs), params)
+        row = self._row(messages, "", params, chat_template_kwargs)
         state = prompt_state(self.tokenizer, fmt=self.fmt, **chat_template_kwargs)
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[int | Row | Exception] = asyncio.Queue()
@@ -261,28 +258,29 @@ class TransformersBackend:
                     yield Delta(part, piece, num_tokens)
             for part, piece in split.feed(text.finish()):
                 yield Delta(part, piece, num_tokens)
-            yield self._candidate(item, item.start, params, state)
+            yield self._candidate(item, params, state)
         finally:
             streamer.cancelled.set()
 
-    def _turn(
-        self, messages: Messages, prefix: Sequence[int] | str, chat_template_kwargs: dict[str, Any]
-    ) -> tuple[list[int], list[int]]:
-        """Tokens of the prompt and of the prefix."""
+    def _row(
+        self,
+        messages: Messages,
+        prefix: Sequence[int] | str,
+        params: SamplingParams,
+        chat_template_kwargs: dict[str, Any],
+    ) -> Row:
         prompt = self._encode(messages, chat_template_kwargs)
         if isinstance(prefix, str):
             prefix = self.tokenizer.encode(prefix, add_special_tokens=False)
         if prefix and prefix[-1] in self._end_ids:
             raise ValueError(f"`prefixes` has a turn that has ended, with token {prefix[-1]}: nothing can follow.")
-        if len(prompt) + len(prefix) >= self._context():
+        start = len(prompt) + len(prefix)
+        if start >= self._context():
             raise ValueError(
-                f"A prompt with its prefix is {len(prompt) + len(prefix)} tokens long, but the model reads at most "
-                f"{self._context()}. Let the search end such a turn (`finish_reason` of its last candidate)."
+                f"A prompt with its prefix is {start} tokens long, but the model reads at most {self._context()}. A "
+                "turn whose last candidate has `finish_reason='length'` may be one that cannot go on."
             )
-        return prompt, list(prefix)
-
-    def _row(self, ids: list[int], params: SamplingParams) -> Row:
-        return Row(list(ids), int(min(len(ids) + params.max_tokens, self._context())))
+        return Row([*prompt, *prefix], int(min(start + params.max_tokens, self._context())), turn=len(prompt))
 
     def _encode(self, messages: Messages, chat_template_kwargs: dict[str, Any]) -> list[int]:
         prompt = self.tokenizer.apply_chat_template(
@@ -324,6 +322,15 @@ class TransformersBackend:
         """Write all rows; `options` are those of `generate_rows`."""
         ending = Ending(self._end_ids, params.stop, params.logprobs, self._decode)
         config = self._generation_config(params, state)
+        if params.thinking_token_budget is not None or params.num_wait:
+            budget = ThinkingBudget(
+                self.tokenizer,
+                params.thinking_token_budget,
+                num_wait=params.num_wait,
+                eos_token_ids=self._end_ids,
+                fmt=self.fmt,
+            )
+            options["processors"] = [budget]
         generate_rows(self.model, rows, config, ending, **{"batch_size": len(rows), **options})
 
     def _generation_config(self, params: SamplingParams, state: PromptState) -> GenerationConfig:
@@ -348,11 +355,10 @@ class TransformersBackend:
         )
         return config
 
-    def _candidate(self, row: Row, turn: int, params: SamplingParams, state: PromptState) -> Candidate:
-        """The candidate in a row, whose assistant turn begins at token `turn`."""
+    def _candidate(self, row: Row, params: SamplingParams, state: PromptState) -> Candidate:
         finished = row.ids[-1] in self._end_ids
-        ids = row.ids[turn : len(row.ids) - finished]
-        new, before = row.ids[row.start :], row.start - turn
+        ids = row.ids[row.turn : len(row.ids) - finished]
+        new, before = row.ids[row.start :], row.start - row.turn
         whole = self._decode(ids)
         cut = not finished and row.stop_reason is None
         end = None if row.stop_reason else finished

@@ -132,8 +132,9 @@ class ClientBackend:
             prompts (`list[list[dict]]`):
                 One list of messages per prompt.
             params ([`SamplingParams`]):
-                How to sample. Sample `i` gets `seed + i`. `top_k=0` is not sent: the server's own default holds. `stop`
-                needs a server that says which text has ended an answer, a think budget vLLM with a reasoning parser.
+                How to sample. Sample `i` gets `seed + i`. `top_k=0` is not sent: the server's own default holds. With
+                `stop`, the server must say which text has ended an answer; a think budget is vLLM's, with a
+                reasoning parser.
             chat_template_kwargs (*optional*):
                 Variables of the server's chat template, such as `enable_thinking=False`.
 

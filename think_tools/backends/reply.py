@@ -37,19 +37,19 @@ def read_reply(
         text = both if thought and content and fmt.close not in prefix else thought + content
         trace = parse(prefix + text, fmt=fmt, finished=finished)
     else:
-        turn = {"role": "assistant", "reasoning_content": thought, "content": content}
+        turn = {"role": "assistant", "reasoning_content": thought or None, "content": content}
         trace = read_completion(turn, opened=opened, fmt=fmt, finished=finished)
         text = trace.text(fmt) if thought else content
     if stop_reason and not content:
         text = text.removesuffix(stop_reason.rstrip()) + stop_reason
-    if not text and not (prefix and stopped):  # a turn may end where it was to go on
+    before = parse(prefix, fmt=fmt)
+    thought_size = max(0, len(trace.reasoning or "") - len(before.reasoning or ""))
+    size = thought_size + max(0, len(trace.answer) - len(before.answer))
+    if not size and not stop_reason and not (prefix and stopped):  # a turn may end where it was to go on
         raise (ValueError if stopped else RuntimeError)(f"the answer is empty, finish_reason {reason!r}")
-    whole = prefix + text
-    end = whole.find(fmt.close) + len(fmt.close) if trace.status == "complete" else len(whole)
-    share = min(1.0, max(0, end - len(prefix)) / max(1, len(text))) if trace.reasoning is not None else 0.0
     num_tokens = usage.get("completion_tokens") or estimate_tokens(text)
     known = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens")
-    num_reasoning_tokens = known or round(num_tokens * share)
+    num_reasoning_tokens = known or round(num_tokens * thought_size / (size or 1))
     _check_budget(num_reasoning_tokens, params)
     tokens = _logprobs(choice, params)
     logprobs = [token["logprob"] for token in tokens]

@@ -334,8 +334,8 @@ class ClientBackend:
                         for part, piece in pieces:
                             yield Delta(part, piece, num_pieces)
                 message = {"reasoning_content": "".join(thoughts), "content": "".join(texts)}
-                choice = {**last, "message": message, "logprobs": {"content": logprobs}}
-                candidate = read_reply(choice, usage, messages, params, opened=self.opened, fmt=self.fmt)
+                choice = {**last, "logprobs": {"content": logprobs}}
+                candidate = read_reply(message, choice, usage, messages, params, opened=self.opened, fmt=self.fmt)
             except _FAILURES as failure:
                 raise ConnectionError(f"The stream broke off: {_diagnose(failure)[0]}") from failure
         self._take("tokens", candidate.num_prompt_tokens + candidate.num_tokens)
@@ -374,7 +374,8 @@ class ClientBackend:
         self, client: AsyncInferenceClient, messages: Messages, params: SamplingParams, kwargs: Mapping[str, Any]
     ) -> Candidate:
         output = await client.chat_completion(messages, **self._arguments(messages, params, kwargs))
-        return read_reply(output.choices[0], output.usage, messages, params, opened=self.opened, fmt=self.fmt)
+        choice = output.choices[0]  # as a mapping it lacks the fields of its message that the client does not know
+        return read_reply(choice.message, choice, output.usage, messages, params, opened=self.opened, fmt=self.fmt)
 
     async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
         """What `call` gives in the end; a `ConnectionError` if it fails for good."""

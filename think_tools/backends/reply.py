@@ -14,6 +14,7 @@ _REFUSED = ("content_filter", "tool_calls", "function_call")  # another attempt 
 
 
 def read_reply(
+    message: Mapping[str, Any],
     choice: Mapping[str, Any],
     usage: Mapping[str, Any] | None,
     prompt: Messages,
@@ -22,8 +23,8 @@ def read_reply(
     opened: bool | None,
     fmt: ThinkFormat,
 ) -> Candidate:
-    """The candidate in a choice; a `ValueError` if another attempt may bring one, a `RuntimeError` if not."""
-    reason, message, usage = choice.get("finish_reason"), choice["message"], usage or {}
+    """The candidate in the message of a choice; a `ValueError` if another attempt may bring one, a `RuntimeError` if not."""
+    reason, usage = choice.get("finish_reason"), usage or {}
     stopped = reason in _STOPPED
     if not stopped and reason != "length":
         raise (RuntimeError if reason in _REFUSED else ValueError)(f"the answer ended with finish_reason {reason!r}")
@@ -53,11 +54,9 @@ def read_reply(
     _check_budget(num_reasoning_tokens, params)
     tokens = _logprobs(choice, params)
     logprobs = [token["logprob"] for token in tokens]
-    closed = trace.reasoning is None or fmt.close in prefix
-    spelled = [token["token"] for token in tokens]
-    begin = (
-        0 if closed else bisect_left(range(len(spelled) + 1), True, key=lambda n: fmt.close in "".join(spelled[:n]))
-    )
+    begin, spelled = 0, [token["token"] for token in tokens]
+    if trace.reasoning is not None and fmt.close not in prefix:
+        begin = bisect_left(range(len(spelled) + 1), True, key=lambda n: fmt.close in "".join(spelled[:n]))
     return Candidate(
         text=text,
         trace=trace,

@@ -372,7 +372,8 @@ class TransformersBackend:
         else:
             num_reasoning_tokens = len(ids)
         num_reasoning_tokens = max(0, num_reasoning_tokens - before)
-        answer = row.logprobs[num_reasoning_tokens:]
+        answered = trace.reasoning is None or trace.status == "complete"
+        answer = row.logprobs[num_reasoning_tokens:] if answered else []
         return Candidate(
             text=whole[len(self._decode(ids[:before])) :],  # not decoded alone: some tokenizers drop a leading space
             trace=trace,

@@ -1,6 +1,7 @@
 import json
 
 from datasets import Dataset
+from openai_server import refuses, running_server
 from typer.testing import CliRunner
 
 from think_tools.cli import app
@@ -56,6 +57,62 @@ def test_an_unknown_model_is_named_without_a_traceback():
     result = run("chat", "tiny/nobody", "--message", "12*13=?")
     assert result.exit_code == 2
     assert "got 'nobody'" in " ".join(result.stderr.split())
+
+
+def distill_into(out, server, *options):
+    return run(
+        "distill", str(out.parent / "questions.jsonl"), "m", "--out", str(out), "--base-url", server.url, *options
+    )
+
+
+def test_distill_writes_rows_and_goes_on(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    (tmp_path / "questions.jsonl").write_text('{"question": "2+2?"}\n{"question": "2+3?"}\n', encoding="utf-8")
+    with running_server() as server:
+        first = distill_into(out, server, "--question", "question", "--max-tokens-total", "30")
+        second = distill_into(out, server, "--question", "question")
+    assert (first.exit_code, second.exit_code) == (0, 0), first.output + second.output
+    assert "2 rows in" in second.stderr
+    assert sorted(body["messages"][0]["content"] for body in server.bodies) == ["2+2?", "2+3?"]
+
+
+def test_distill_passes_its_options_on(tmp_path):
+    (tmp_path / "questions.jsonl").write_text('{"prompt": "2+2?"}\n', encoding="utf-8")
+    with running_server() as server:
+        options = ["--prompt", "reflect", "--thinking", "--n", "2", "--temperature", "0.3", "--api-key", "mine"]
+        result = distill_into(tmp_path / "rows.jsonl", server, *options, "--shard", "0", "2")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "rows-00000-of-00002.jsonl").read_bytes().count(b"\n") == 2
+    assert [(body["temperature"], body["chat_template_kwargs"]) for body in server.bodies] == [
+        (0.3, {"enable_thinking": True})
+    ] * 2
+    assert "check the result another way" in server.bodies[0]["messages"][-1]["content"]
+    assert server.headers[0]["authorization"] == "Bearer mine"
+
+
+def test_distill_takes_rows_of_known_columns(tmp_path):
+    (tmp_path / "questions.jsonl").write_text('{"question": "2+2?", "answer": "2+2\\n#### 4"}\n', encoding="utf-8")
+    with running_server() as server:
+        result = distill_into(tmp_path / "rows.jsonl", server)
+    assert result.exit_code == 0, result.output
+    assert '"solution": "4"' in (tmp_path / "rows.jsonl").read_text(encoding="utf-8")
+
+
+def test_distill_says_why_it_gave_up(tmp_path):
+    (tmp_path / "questions.jsonl").write_text('{"prompt": "2+2?"}\n', encoding="utf-8")
+    with running_server(lambda body, number: refuses(401, "bad key")) as server:
+        result = distill_into(tmp_path / "rows.jsonl", server)
+    assert result.exit_code == 1
+    assert "HTTP 401" in result.stderr
+    assert "bad key" in result.stderr
+
+
+def test_distill_names_mistakes_without_a_traceback(tmp_path):
+    (tmp_path / "questions.jsonl").write_text('{"text": "2+2?"}\n', encoding="utf-8")
+    with running_server() as server:
+        result = distill_into(tmp_path / "rows.jsonl", server, "--question", "nobody")
+    assert result.exit_code == 2
+    assert "nobody" in " ".join(result.stderr.split())
 
 
 TURNS = (

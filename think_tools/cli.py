@@ -9,7 +9,7 @@ import warnings
 from collections.abc import AsyncGenerator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 from rich.console import Console
@@ -100,6 +100,55 @@ def convert(
         with nullcontext(sys.stdout) if output == "-" else open(output, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in converted)
     typer.echo(f"{len(rows):,} rows read, {len(converted):,} written to {output}.", err=True)
+
+
+@app.command()
+def distill(
+    data: Annotated[str, typer.Argument(help="File, Hub name, or - for JSON lines; with a column `prompt`.")],
+    model: Annotated[str, typer.Argument(help="Name of the model, as the server knows it.")],
+    out: Annotated[Path, typer.Option(help="JSONL file to write, or to go on with.")],
+    base_url: Annotated[str | None, typer.Option(help="Server; without it the Hub's providers.")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="The server's key.")] = None,
+    question: Annotated[str | None, typer.Option(help="Column with the question, if it is not `prompt`.")] = None,
+    n: Annotated[int, typer.Option(help="Answers per question.")] = 1,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.6,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer, reasoning included.")] = 16384,
+    thinking: Annotated[bool | None, typer.Option("--thinking/--no-thinking", help="Tell the template.")] = None,
+    prompt: Annotated[Literal["zero-shot", "reflect"] | None, typer.Option(help="How to ask for reasoning.")] = None,
+    hint: Annotated[str | None, typer.Option(help="Column with the known answer, to write reasoning for.")] = None,
+    shard: Annotated[tuple[int, int], typer.Option(help="i k: this job's part of k.")] = (0, 1),
+    concurrency: Annotated[int, typer.Option(help="Most requests in flight.")] = 64,
+    requests_per_minute: Annotated[float | None, typer.Option(help="Limit of the server.")] = None,
+    tokens_per_minute: Annotated[float | None, typer.Option(help="Limit of the server.")] = None,
+    max_tokens_total: Annotated[int | None, typer.Option(help="Stop after so many tokens.")] = None,
+    max_cost: Annotated[float | None, typer.Option(help="Stop at this cost.")] = None,
+    price: Annotated[tuple[float, float] | None, typer.Option(help="Of a million tokens in, and out.")] = None,
+    config: Annotated[str | None, typer.Option(help="Configuration of a data set of the Hub.")] = None,
+    split: Annotated[str, typer.Option(help="Split to take.")] = "train",
+) -> None:
+    """Let a model behind a server answer questions; a run that was stopped goes on."""
+    from .backends import SamplingParams  # loads torch
+    from .data import distill, to_think
+    from .prompts import reflect_and_verify, zero_shot
+
+    top_p = 0.95 if temperature else 1.0
+    asked: dict[str, Any] = {"n": n, "thinking": thinking, "hint": hint, "shard": shard}
+    asked["params"] = SamplingParams(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
+    asked["prompt"] = {"zero-shot": zero_shot, "reflect": reflect_and_verify, None: None}[prompt]
+    limits: dict[str, Any] = {"max_tokens_total": max_tokens_total, "max_cost": max_cost, "price": price}
+    limits |= {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
+    server: dict[str, Any] = {"base_url": base_url, "api_key": api_key if base_url else None}
+    try:
+        rows = _read_rows(data, config, split)
+        rows = rows.rename_column(question, "prompt") if question else rows
+        rows = rows if "prompt" in rows.column_names else to_think(rows)
+        made = distill(rows, model, out=out, concurrency=concurrency, **asked, **limits, **server)
+    except ConnectionError as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(1) from error
+    except (OSError, TypeError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    typer.echo(f"{len(made):,} rows in {out}.", err=True)
 
 
 def _read_rows(name: str, config: str | None, split: str) -> "Dataset":

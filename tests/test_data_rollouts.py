@@ -7,8 +7,8 @@ from datasets import Dataset
 
 from think_tools import parse
 from think_tools.backends import Candidate, SamplingParams
-from think_tools.data import label_steps
-from think_tools.data.rollouts import sample_candidates, verified_steps
+from think_tools.data import apply_filters, label_steps, select
+from think_tools.data.rollouts import rejection_sample, sample_candidates, verified_steps
 
 
 def question(text: str = "2+2?", solution: str | None = "4", **more) -> dict:
@@ -97,6 +97,35 @@ def test_stored_candidates_are_graded_as_their_source_graded_them(data_folder):
     assert rows["correct"] == known
 
 
+# --- rejection sampling ---
+
+
+def test_rejection_sampling_keeps_what_is_whole_right_and_new(caplog):
+    rows = [
+        trace("a", "4"),
+        trace(None, "4"),
+        trace("b", "5"),
+        trace("a", "4"),
+        trace("cut", "4", finish_reason="length"),
+        trace("a", "4", id="of another question", prompt=[{"role": "user", "content": "1+3?"}]),
+        trace("c", "4", solution=None),
+        trace("d", ""),
+    ]
+    rows = [{"finish_reason": "stop", **row} for row in rows]
+    with caplog.at_level(logging.WARNING):
+        kept = rejection_sample(rows)
+    texts = [row["completion"][0]["reasoning_content"] for row in kept]
+    assert texts == ["a", None, "a"]
+    assert "dropped 5 of 8 rows" in caplog.text
+    for cause in ("wrong (1)", "the same as another candidate (1)", "cut (1)", "no gold answer to read (1)"):
+        assert cause in caplog.text
+
+
+def test_nothing_right_is_an_error():
+    with pytest.raises(ValueError, match=r"`rejection_sample` dropped 1 of 1 rows: wrong \(1\)"):
+        rejection_sample([trace("a", "5")])
+
+
 # --- every step verified ---
 
 
@@ -114,6 +143,13 @@ def test_a_trace_is_kept_if_every_step_passes():
     assert found[1]["reason"] == "a step below 0.5"
     assert seen == [([row["prompt"] for row in rows], [["good\n\n", "good"], ["good\n\n", "bad\n\n", "good"], []])]
     assert verified_steps(verify, threshold=0.1)(rows[1])["keep"]
+
+
+def test_process_verified_traces_are_selected():
+    rule = verified_steps(lambda prompts, steps: [["bad" not in step for step in some] for some in steps])
+    annotated, report = apply_filters([trace("good\n\ngood", "4"), trace("good\n\nbad", "4")], [rule])
+    assert [row["completion"][0]["reasoning_content"] for row in select(annotated)] == ["good\n\ngood"]
+    assert report["verified_steps"]["reasons"] == {"a step below 0.5": 1}
 
 
 def test_a_verifier_must_score_every_step():

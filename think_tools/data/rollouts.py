@@ -9,7 +9,8 @@ from ..backends import Candidate, Messages
 from ..parsing import Trace, read_completion
 from ..rewards import accuracy_reward
 from ..steps import split_steps
-from .filters.apply import Annotation, Filter, note
+from .filters import Filter, complete
+from .filters.apply import Annotation, note
 from .rows import CAUSE, drop_marked, open_dataset
 
 Output = Candidate | str | dict[str, Any] | list[dict[str, Any]]
@@ -98,12 +99,51 @@ def grade(rows: Sequence[dict], reward: Reward = accuracy_reward) -> list[bool |
     return [None if value is None else value >= 1 for value in rewards]
 
 
+def rejection_sample(dataset: Dataset | IterableDataset | list[dict], *, reward: Reward = accuracy_reward) -> Dataset:
+    """
+    The candidates that are complete and right, no two of a question alike.
+
+    [`verified_steps`] among the filters of [`apply_filters`] also asks for every step to be right.
+
+    Source: DeepSeek-R1, section 2.3.3, https://huggingface.co/papers/2501.12948.
+
+    Args:
+        dataset (`datasets.Dataset`, `datasets.IterableDataset` or `list[dict]`):
+            One row per candidate, as [`sample_candidates`] and [`distill`] write them. A column `correct` is believed,
+            else `solution` is compared. A stream is read whole.
+        reward (`Callable`, *optional*, defaults to [`accuracy_reward`]):
+            Grades where there is no column `correct`, see [`sample_candidates`].
+
+    Returns:
+        `datasets.Dataset`: The rows that are kept, in their order. The log says how many were dropped, and why.
+
+    Raises:
+        `ValueError`: If a column is missing, or no row is kept.
+
+    Example:
+
+    ```python
+    >>> from think_tools.data.rollouts import rejection_sample, sample_candidates
+
+    >>> questions = [{"prompt": [{"role": "user", "content": "2+2?"}], "solution": "4"}]
+    >>> rows = sample_candidates(questions, lambda prompts: [["4", "5", "<think>2+2</think>4"]])
+    >>> len(rejection_sample(rows))
+    2
+    ```
+    """
+    candidates = read_candidates(dataset, reward)
+    whole, causes, kept = complete(thinking=False), [], set()
+    for row in cast(Iterable[dict], candidates):
+        doubt = {None: "no gold answer to read", False: "wrong"}.get(row["correct"])
+        said = str((row["prompt"], row["completion"]))
+        causes.append(whole(row)["reason"] or doubt or ("the same as another candidate" if said in kept else None))
+        kept |= set() if causes[-1] else {said}
+    return drop_marked(candidates.add_column(CAUSE, causes), "rejection_sample")  # type: ignore[call-arg]
+
+
 def verified_steps(verify: VerifySteps, threshold: float = 0.5) -> Filter:
     """
     Filter for [`apply_filters`] that keeps the traces of which every step passes a verifier.
-
-    With [`sample_candidates`], `apply_filters(rows, [complete(), verified(), verified_steps(verify)])` and
-    [`select`] are rejection sampling.
 
     Source: rStar-Math, section 3.2, https://huggingface.co/papers/2501.04519.
 

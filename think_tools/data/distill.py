@@ -138,8 +138,8 @@ def distill(
     settings = {"model": model, "extra_body": client_options.get("extra_body"), **kwargs}
     requests = partial(_requests, rows, replace(params, n=n), settings, prompt, hint, shard)
     backend = ClientBackend(model, **client_options)
-    limits = {"max_tokens_total": max_tokens_total or math.inf, "max_cost": max_cost or math.inf}
-    run = _Run(out, limits, price)
+    limits = {"max_tokens_total": max_tokens_total, "max_cost": max_cost}
+    run = _Run(out, {name: math.inf if limit is None else limit for name, limit in limits.items()}, price)
     size = len(range(shard[0], len(rows), shard[1])) * n if isinstance(rows, Dataset) else None
     with tqdm(total=size, unit="row", desc=model) as bar:
         run_sync(run.ask(backend, requests(), kwargs, bar, prompted=bool(prompt or hint)))

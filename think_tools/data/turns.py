@@ -105,6 +105,8 @@ def label_row(row: dict, settings: Settings) -> list[dict]:
     Raises:
         `ValueError`: If the row would train something else than it should; the text is the cause.
     """
+    if row.get(CAUSE):  # marked by `to_think(unreadable="mark")`
+        raise ValueError(row[CAUSE])
     if not all(isinstance(row.get(name), list) for name in ("prompt", "completion")):
         raise ValueError("it has no messages in `prompt` and `completion`. Convert it first: `to_think(dataset)`.")
     chat = [*row["prompt"], *row["completion"]]

@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 
 # From a list of messages to the reply: its text, or a message.
 Client = Callable[[list[dict[str, str]]], Awaitable[str | dict]]
+# Names among `CRITERIA`, or names of one's own with what each asks for.
+Criteria = str | Sequence[str] | Mapping[str, str]
 
 CRITERIA = {
     "relevance": "Every part of the reasoning serves the question, and the answer follows from it.",
@@ -42,7 +44,7 @@ _MATERIAL = """\
 
 def get_judge_reward(
     client: Client,
-    criteria: str | Sequence[str] | Mapping[str, str] = "relevance",
+    criteria: Criteria = "relevance",
     timeout: float = 60.0,
     tokenizer: "Tokenizer | None" = None,
     fmt: ThinkFormat | None = None,
@@ -109,7 +111,7 @@ def get_judge_reward(
     return _JudgeReward(client, describe_criteria(criteria), timeout, CompletionReader(tokenizer, fmt))
 
 
-def describe_criteria(criteria: str | Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+def describe_criteria(criteria: Criteria) -> dict[str, str]:
     """
     Criteria by name, each with what it asks for.
 

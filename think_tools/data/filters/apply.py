@@ -103,8 +103,7 @@ def apply_filters(
             [`Filter`]s, or functions from a row to an annotation. They run in this order, and a later one sees the
             annotations of the earlier: put cheap ones first, judges last.
         num_proc (`int`, *optional*):
-            Processes. Filters that hold a connection, as a judge's backend does, cannot be sent to other processes:
-            give them a call of their own.
+            Processes. The limits of a judge's backend hold in each of them.
 
     Returns:
         `tuple`: The rows with one column `f_<name>` per filter, `{"value", "keep", "reason"}`, in which `value` is any
@@ -137,6 +136,9 @@ def apply_filters(
     if len(set(names)) < len(names):
         raise ValueError(f"`filters` must have different names, got {names}. Rename: `replace(rule, name=…)`.")
     rows = rows.remove_columns([name for name in names if name in columns])
+    if isinstance(rows, Dataset) and not len(rows):  # to which nothing below would add a column
+        types = Features({**rows.features, **dict.fromkeys(names, _ANNOTATION)})
+        rows, names, rules = Dataset.from_dict({name: [] for name in types}, types), [], []
     for name, rule in zip(names, rules, strict=True):
         annotate, types = partial(_annotate, rule=rule, name=name), Features({name: _ANNOTATION})
         if isinstance(rows, Dataset):
@@ -144,8 +146,8 @@ def apply_filters(
             read = rows.select_columns(["prompt", *_annotations(rows.column_names)]) if whole else rows
             how: dict[str, Any] = {"batch_size": None} if whole else {"num_proc": num_proc}
             how |= {"batched": True, "remove_columns": read.column_names, "features": types, "desc": rule.name}
-            added = read.map(annotate, **how) or Dataset.from_dict({name: []}, types)  # `map` skips an empty one
-            rows = concatenate_datasets([rows, added], axis=1)  # so that the rows are not written anew
+            # Side by side, so that the rows themselves are not written anew.
+            rows = concatenate_datasets([rows, read.map(annotate, **how)], axis=1)
         elif rule.scope == "dataset":
             raise ValueError(f"`filters`: {rule.name!r} compares all rows, which a stream never has: load a Dataset.")
         else:
@@ -210,7 +212,7 @@ def select(
                 return False
         return True
 
-    kept = rows.filter(stays, input_columns=list(used))
+    kept = rows.filter(stays, input_columns=list(used)) if used else rows
     if isinstance(kept, Dataset) and isinstance(rows, Dataset) and len(rows) and not len(kept):
         raise ValueError(
             f"`select` would drop every row; what the filters said: {filter_report(rows)}. Loosen a rule."
@@ -248,9 +250,10 @@ def filter_report(dataset: Dataset | list[dict]) -> dict[str, dict]:
     for name in _annotations(rows.column_names):
         notes = list(rows[name])
         left = [still and found["keep"] is not False for still, found in zip(left, notes, strict=True)]
-        verdicts, reasons = Counter(found["keep"] for found in notes), Counter(found["reason"] for found in notes)
+        verdicts = Counter(found["keep"] for found in notes)
+        reasons = Counter(found["reason"] for found in notes if found["reason"] and not found["keep"])
         counts = {"keep": verdicts[True], "drop": verdicts[False], "undecided": verdicts[None], "left": sum(left)}
-        report[name[2:]] = {**counts, "reasons": {why: count for why, count in reasons.most_common() if why}}
+        report[name[2:]] = {**counts, "reasons": dict(reasons.most_common())}
     return report
 
 
@@ -274,15 +277,8 @@ def filter_section(report: dict[str, dict]) -> str:
     >>> counts = {"keep": 7, "drop": 2, "undecided": 1, "left": 8, "reasons": {"wrong answer": 2}}
     >>> card = DatasetCard("---\nlicense: mit\n---\n# Traces\n")
     >>> card.text += filter_section({"verified": counts})
-    >>> print(card.text)
-    # Traces
-    <BLANKLINE>
-    ## Filters
-    <BLANKLINE>
-    | filter | keep | drop | undecided | left | reasons |
-    |---|---|---|---|---|---|
-    | verified | 7 | 2 | 1 | 8 | wrong answer (2) |
-    <BLANKLINE>
+    >>> card.text.splitlines()[-1]
+    '| verified | 7 | 2 | 1 | 8 | wrong answer (2) |'
     ```
     """
     lines = [("filter", "keep", "drop", "undecided", "left", "reasons"), ["---"] * 6]

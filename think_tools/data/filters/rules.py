@@ -1,6 +1,7 @@
 """Filters that read one row and ask nobody: is it whole, readable, in one language, of the right length, no loop."""
 
 import re
+from collections.abc import Mapping
 from itertools import groupby
 
 from transformers import PreTrainedTokenizerBase
@@ -11,7 +12,7 @@ from ...rewards.language import LANGUAGES, count_words
 from .apply import Annotation, Filter, note, read_question
 
 _MARKERS = {marker for fmt in FORMATS.values() for marker in (fmt.open, fmt.close) if not marker[0].isalnum()}
-_TOKENS = {*_MARKERS, *STOP_TOKENS, *TOOL_MARKERS, "[INST]", "[/INST]", "\ufffd"}
+_TOKENS = {*STOP_TOKENS, *TOOL_MARKERS, "[INST]", "[/INST]", "\ufffd"}
 _CODE = re.compile(r"```.{0,50000}?```|`[^`\n]{0,500}`", re.DOTALL)
 # What no partner is needed for: the bracket of `\left\{`, which `\right.` may end, and of an item, as in "b) …".
 _ALONE = re.compile(r"\\(?:left|right|[Bb]igg?[lr]?)\s?\\?[^\s\\A-Za-z]|\\[{}]|(?m:^\s{0,9}\w{1,2}[)）])")
@@ -42,18 +43,19 @@ def complete(*, thinking: bool = True) -> Filter:
 
     >>> answer = {"role": "assistant", "reasoning_content": "2+2 is", "content": ""}
     >>> complete()({"prompt": "2+2?", "completion": [answer], "finish_reason": "length"})
-    {'value': ['cut', 'reasoning not closed', 'no answer'], 'keep': False, 'reason': 'cut'}
+    {'value': ['cut', 'no answer'], 'keep': False, 'reason': 'cut'}
     ```
     """
 
     def annotate(row: dict) -> Annotation:
         trace = read_completion(row["completion"])
+        text = f"{trace.reasoning}\n{trace.answer}"
         found = {
             "cut": row.get("finish_reason") not in (None, "stop") or row.get("finished") is False,
-            "reasoning not closed": {trace.status, row.get("status")} & {"truncated", "unclosed"},
+            "reasoning not closed": row.get("status") in ("truncated", "unclosed"),
             "no reasoning": thinking and not trace.reasoning,
             "no answer": not trace.answer,
-            "think marker in the text": any(m in f"{trace.reasoning}\n{trace.answer}" for m in _MARKERS),
+            "think marker in the text": _marked(text),
         }
         return _defects(found)
 
@@ -85,21 +87,27 @@ def legible(*, max_unmatched: int = 2) -> Filter:
     def annotate(row: dict) -> Annotation:
         trace = read_completion(row["completion"])
         text = f"{trace.reasoning or ''}\n{trace.answer}"
-        prose = _CODE.sub(" ", text)
+        prose = _CODE.sub(" ", text).replace(r"\\", " ")  # a line break, as in `\\[4pt]`, opens no formula
         count = _ALONE.sub(" ", prose.translate(_WIDE)).count
         unmatched = abs(count("(") + count("[") - count(")") - count("]"))
         found = {
             "unbalanced brackets": unmatched > max_unmatched or count("{") != count("}"),
             "unbalanced LaTeX": any(prose.count(a) != prose.count(b) for a, b in _LATEX) or prose.count("$$") % 2,
             "unbalanced code fences": text.count("```") % 2,
-            "stray tokens": any(token in text for token in _TOKENS),
+            # An end token is no part of what was read, but the template would write it once more.
+            "stray tokens": any(token in str(row["completion"]) for token in _TOKENS),
+            "think marker in the text": _marked(text),
         }
         return _defects(found)
 
     return Filter("legible", annotate)
 
 
-def _defects(found: dict[str, object]) -> Annotation:
+def _marked(text: str) -> bool:
+    return any(marker in text for marker in _MARKERS)
+
+
+def _defects(found: Mapping[str, object]) -> Annotation:
     """The annotation of a row: all defects as its value, the first one as its reason."""
     defects = [defect for defect, there in found.items() if there]
     return note(defects, not defects, "".join(defects[:1]))
@@ -181,7 +189,9 @@ def length(tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Filter:
     def annotate(row: dict) -> Annotation:
         trace = read_completion(row["completion"])
         parts = {"prompt": read_question(row), "reasoning": trace.reasoning or "", "answer": trace.answer}
-        value = {part: len(tokenizer.encode(text, add_special_tokens=False)) for part, text in parts.items()}
+        # `verbose` would warn of a text longer than the model's context, which is what is asked here.
+        encoded = tokenizer(list(parts.values()), add_special_tokens=False, verbose=False)["input_ids"]
+        value = {part: len(ids) for part, ids in zip(parts, encoded, strict=True)}
         value["total"] = sum(value.values())
         return note(value, value["total"] <= max_tokens, f"more than {max_tokens:,} tokens")
 
@@ -218,8 +228,8 @@ def repetition(*, n: int = 8, max_share: float = 0.4, max_lines: int = 4) -> Fil
 
     The value holds `share`, that of the n-grams that came before (1 - distinct / all, words counted, or characters of
     Chinese), and `lines`, the longest run of equal lines. Source of the share: Open-R1's repetition penalty, whose
-    3-grams repeat by chance in long mathematics; among 400 MATH samples, 4,400 GSM8K solutions and 1,200 Chinese
-    answers one 8-gram share is above 0.36, none above 0.4, and no run is longer than 4.
+    3-grams repeat by chance in long mathematics. Among 400 MATH samples, 4,400 GSM8K solutions and 1,200 Chinese
+    answers four 8-gram shares are above 0.3, none is above 0.4, and no run is longer than 4.
 
     Args:
         n (`int`, *optional*, defaults to `8`):

@@ -8,7 +8,7 @@ from ...answers import extract_answer, shared_grader
 from ...backends import Candidate, ClientBackend, Messages, SamplingParams, TransformersBackend
 from ...backends.client import run_sync
 from ...parsing import read_completion
-from ...rewards.judge import describe_criteria, judge_messages, read_scores
+from ...rewards.judge import Criteria, describe_criteria, judge_messages, read_scores
 from .apply import Annotation, Filter, note, read_question
 
 logger = logging.getLogger(__name__)
@@ -93,11 +93,7 @@ def judge_exam(judge: Judge, *, params: SamplingParams = _PARAMS) -> Filter:
 
 
 def judge_quality(
-    judge: Judge,
-    criteria: str | Sequence[str] | dict[str, str] = _AXES,
-    *,
-    min_score: float = 7.0,
-    params: SamplingParams = _PARAMS,
+    judge: Judge, criteria: Criteria = _AXES, *, min_score: float = 7.0, params: SamplingParams = _PARAMS
 ) -> Filter:
     """
     Filter that keeps rows to which a model gives high scores from 0 to 10, by the worst of them.
@@ -144,18 +140,17 @@ def _ask(
     judge: Judge, params: SamplingParams, rows: Sequence[dict | None], criteria: dict[str, str]
 ) -> list[dict[str, float] | None]:
     """The scores of each row, `None` where there is no row; what cannot be read is asked once more."""
-    prompts: list[Messages | None] = [
-        judge_messages(criteria, read_question(row), read_completion(row["completion"]), row.get("solution"))
+    prompts = {
+        i: judge_messages(criteria, read_question(row), read_completion(row["completion"]), row.get("solution"))
+        for i, row in enumerate(rows)
         if row
-        else None
-        for row in rows
-    ]
-    found: list[dict[str, float] | None] = [None] * len(rows)
+    }
+    found: dict[int, dict[str, float] | None] = {}
     for _ in range(2):
-        asked = {i: prompt for i, prompt in enumerate(prompts) if prompt and found[i] is None}
-        for i, reply in zip(asked, _replies(judge, params, [*asked.values()]) if asked else (), strict=True):
-            found[i] = read_scores(reply, criteria)
-    return found
+        asked = [i for i in prompts if not found.get(i)]
+        replies = _replies(judge, params, [prompts[i] for i in asked]) if asked else []
+        found |= {i: read_scores(reply, criteria) for i, reply in zip(asked, replies, strict=True)}
+    return [found.get(i) for i in range(len(rows))]
 
 
 def _replies(judge: Judge, params: SamplingParams, prompts: list[Messages]) -> Sequence[str]:
@@ -209,12 +204,11 @@ def pass_rate(*, low: float = 0.1, high: float = 0.9, by: str = "verified") -> F
     def annotate(rows: Sequence[dict]) -> Iterator[Annotation]:
         if any(f"f_{by}" not in row for row in rows):
             raise ValueError(f"`by` is {by!r}, which has not annotated the rows: put it before `pass_rate`.")
-        right: dict[str, list[bool]] = defaultdict(list)
+        verdicts = defaultdict(list)
         for row in rows:
-            if (keep := row[f"f_{by}"]["keep"]) is not None:
-                right[read_question(row)].append(keep)
+            verdicts[read_question(row)].append(row[f"f_{by}"]["keep"])
         for row in rows:
-            keeps = right[read_question(row)]
+            keeps = [keep for keep in verdicts[read_question(row)] if keep is not None]
             rate = sum(keeps) / len(keeps) if keeps else None
             keep = None if rate is None else low < rate < high
             yield note(rate, keep, "none decided" if rate is None else "too hard" if rate <= low else "too easy")

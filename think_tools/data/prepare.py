@@ -2,6 +2,7 @@
 
 import logging
 import random
+from typing import Any
 
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
@@ -114,6 +115,7 @@ def prepare_sft(
         raise ValueError(
             f"`mix` must be between 0 and 1, and `dataset` no stream, got {mix} and {type(rows).__name__}."
         )
+    processes: dict[str, Any] = {"num_proc": num_proc} if isinstance(rows, Dataset) else {}
     prepared = rows.map(
         _prepare_batch,
         batched=True,
@@ -122,7 +124,7 @@ def prepare_sft(
         fn_kwargs={"settings": settings},
         remove_columns=columns,
         features=Features(COLUMNS),
-        **({"num_proc": num_proc} if isinstance(rows, Dataset) else {}),
+        **processes,
     )
     if isinstance(prepared, IterableDataset):
         if too_long == "close_think":

@@ -48,7 +48,7 @@ class MixArguments:
     others_file: str | None = field(default=None, metadata={"help": "Other questions; without it, products."})
     num_rows: int = field(default=600, metadata={"help": "Most rows of the task to train on."})
     num_replayed: int = field(
-        default=150, metadata={"help": "Other questions whose own traces the last way mixes in."}
+        default=150, metadata={"help": "Questions of either kind the last way lets it think about."}
     )
     held_out: int = field(default=100, metadata={"help": "Held-out questions of the task, and of the others."})
     max_tokens: int = field(default=1024, metadata={"help": "Longest answer to a question, in tokens."})
@@ -139,16 +139,28 @@ def train(rows: Dataset, args: MixArguments, training_args: SFTConfig, model_arg
     return trainer
 
 
-def traces(model: PreTrainedModel | PeftModel, tokenizer, rows: list[dict], args: MixArguments, temperature=1.0):
-    """One right answer of a model to each question, with its own reasoning, where it finds one."""
+def own_answers(model: PreTrainedModel | PeftModel, tokenizer, rows: list[dict], args: MixArguments) -> Dataset:
+    """What a model writes to the questions, a candidate each, drawn at temperature 1 with a fixed seed."""
     backend = TransformersBackend(model, tokenizer)
-    params = SamplingParams(temperature=temperature, max_tokens=args.max_tokens, seed=0)
+    params = SamplingParams(temperature=1.0, max_tokens=args.max_tokens, seed=0)
     questions = [{name: row[name] for name in ("prompt", "solution", "id")} for row in rows]
     candidates = sample_candidates(
         questions, lambda prompts: backend.sample(prompts, params, batch_size=args.generation_batch)
     )
-    annotated, _ = apply_filters(candidates, [complete(), verified()])
-    return select(annotated, undecided=False).select_columns(["prompt", "completion"]).to_list()
+    return apply_filters(candidates, [complete(), verified()])[0]
+
+
+def right_traces(model: PreTrainedModel | PeftModel, tokenizer, rows: list[dict], args: MixArguments) -> list[dict]:
+    """Whole answers of a model, reasoning and all, where they are right."""
+    return list(select(own_answers(model, tokenizer, rows, args), undecided=False))
+
+
+def own_reasoning(model: PreTrainedModel | PeftModel, tokenizer, rows: list[dict], args: MixArguments) -> list[dict]:
+    """What a model thinks about the questions, and then the given answer, whatever it would have said."""
+    thought = select(own_answers(model, tokenizer, rows, args), verified=None)
+    return [
+        {**row, "completion": [{**row["completion"][-1], "content": row["solution"]}]} for row in thought.to_list()
+    ]
 
 
 def main(args: MixArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
@@ -170,14 +182,15 @@ def main(args: MixArguments, training_args: SFTConfig, model_args: ModelConfig) 
     report("before", start, tokenizer, args, asked)
     report("prompting alone", start, tokenizer, args, asked, zero_shot)
     teacher = fit("given reasoning", given)
-    distilled = traces(teacher.model, tokenizer, given, args)
+    distilled = right_traces(teacher.model, tokenizer, given, args)
     fit(f"distilled reasoning ({len(distilled)} right traces of the model above)", distilled)
     fit("answers only, thinking given up on purpose", plain, empty_think="train")
     stock = train(Dataset.from_list(plain), args, training_args, model_args)
     report("answers only, stock TRL", stock.model, tokenizer, args, asked)
     fit("answers only, thinking kept", plain)
-    own = traces(start, tokenizer, replayed, args)
-    fit(f"answers only, thinking kept, and {len(own)} own traces of other questions", plain + own)
+    own = own_reasoning(start, tokenizer, given[: args.num_replayed], args)
+    own += right_traces(start, tokenizer, replayed, args)
+    fit(f"answers only, thinking kept, and {len(own)} traces of its own", plain + own)
 
 
 if __name__ == "__main__":

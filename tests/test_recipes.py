@@ -359,10 +359,10 @@ def small_run(name: str, tmp_path, *flags):
 
 @pytest.mark.slow
 def test_every_way_of_the_mix_has_a_line_in_the_table(tmp_path, monkeypatch, capsys):
-    flags = ["--num_rows", 8, "--num_replayed", 2, "--held_out", 2, "--max_tokens", 8]
+    flags = ["--num_rows", 8, "--num_replayed", 2, "--held_out", 2, "--max_tokens", 256]
     mix, args = small_run("sft_mix", tmp_path, *flags)
     # After one step the teacher is right nowhere.
-    monkeypatch.setattr(mix, "traces", lambda model, tokenizer, rows, args: mix.thousands("train", 4))
+    monkeypatch.setattr(mix, "right_traces", lambda model, tokenizer, rows, args: mix.thousands("train", 4))
     mix.main(*args)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(lines) == 10

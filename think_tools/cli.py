@@ -1,15 +1,19 @@
 """The `think-tools` commands; each one calls one public function."""
 
 import asyncio
+import json
 import logging
 import os
 import warnings
 from collections.abc import AsyncGenerator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from .backends import Candidate, Delta
@@ -69,8 +73,48 @@ def chat(
         history.append(candidate.trace.message())
 
 
-def _load(name: str) -> tuple:
-    """Model and tokenizer of a Hub name, a folder, an adapter of either, or `tiny[/adapter]`."""
+@app.command(context_settings={"ignore_unknown_options": True})
+def check(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="MODEL", help="Hub name or folder; with --config, flags of TRL.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of `trl sft`, `dpo`, `grpo` or `rloo`.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Check a model's chat template, or the run that a config describes; exit code 1 if there is an error."""
+    facts = []
+    if config:
+        from .preflight import inspect_trainer, trainer_from_config  # loads torch and trl
+
+        try:
+            findings = inspect_trainer(trainer_from_config(config, arguments or ()))
+        except (OSError, ValueError) as error:  # no such file, model or data set; a key or value that TRL refuses
+            raise typer.BadParameter(str(error), param_hint="--config") from error
+        report = {"findings": [asdict(finding) for finding in findings]}
+    elif arguments and len(arguments) == 1:
+        from .templates import check_template
+
+        checked = check_template(_load(arguments[0], weights=False)[1])
+        facts, findings, report = checked.rows(), checked.findings, asdict(checked)
+    else:
+        raise typer.BadParameter("give one model, or --config.", param_hint="MODEL")
+    if as_json:
+        print(json.dumps(report, ensure_ascii=False, indent=2))
+    else:
+        _print_table(facts)
+        _print_table([(finding.severity, f"{finding.what}\n-> {finding.remedy}") for finding in findings])
+    raise typer.Exit(any(finding.severity == "error" for finding in findings))
+
+
+def _print_table(rows: list[tuple[str, str]]) -> None:
+    table = Table(box=None, show_header=False)
+    for label, text in rows:
+        table.add_row(Text(label, style={"error": "bold red", "warning": "yellow"}.get(label, "dim")), Text(text))
+    Console(highlight=False).print(table)
+
+
+def _load(name: str, *, weights: bool = True) -> tuple:
+    """Model (none without `weights`) and tokenizer of a Hub name, a folder, an adapter, or `tiny[/adapter]`."""
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.peft_utils import find_adapter_config_file
@@ -80,6 +124,8 @@ def _load(name: str) -> tuple:
     try:
         if name.split("/")[0] == "tiny" and not Path(name).exists():
             return load_tiny(name.partition("/")[2] or None)
+        if not weights:
+            return None, AutoTokenizer.from_pretrained(name)
         loader = AutoPeftModelForCausalLM if find_adapter_config_file(name) else AutoModelForCausalLM
         return loader.from_pretrained(name), AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:  # no such model, no such adapter

@@ -1,6 +1,8 @@
 import json
 
+import pytest
 from datasets import Dataset
+from make_tokenizer import make_tokenizer
 from openai_server import refuses, running_server
 from typer.testing import CliRunner
 
@@ -145,3 +147,67 @@ def test_convert_names_columns_nobody_knows_without_a_traceback():
     result = run("convert", "-", "-", typed='{"text": "2+2?"}\n')
     assert result.exit_code == 2
     assert "['text']" in result.stderr
+
+
+def test_check_prints_what_the_template_does():
+    result = run("check", "tiny")
+    assert result.exit_code == 0
+    assert "<think> … </think>" in result.stdout
+    assert "default=neither, on=neither, off=closed" in result.stdout
+
+
+@pytest.fixture(scope="module")
+def dropping(tmp_path_factory) -> str:
+    """Folder of a tokenizer whose template drops the reasoning; there is no model in it."""
+    path = str(tmp_path_factory.mktemp("qwen2_5"))
+    make_tokenizer("qwen2_5").save_pretrained(path)
+    return path
+
+
+def test_check_of_a_template_with_an_error_names_the_remedy_and_exits_with_1(dropping):
+    result = run("check", dropping)
+    said = " ".join(result.stdout.split())
+    assert result.exit_code == 1
+    assert "error the chat template drops the reasoning" in said
+    assert '-> `set_chat_template(tokenizer, "chatml_think")`' in said
+
+
+def test_check_prints_json(dropping):
+    result = run("check", dropping, "--json")
+    report = json.loads(result.stdout)
+    assert result.exit_code == 1
+    assert report["findings"][0]["severity"] == "error"
+    assert report["end_of_turn"] == "<|im_end|>"
+
+
+@pytest.mark.parametrize("arguments", [[], ["tiny", "tiny"]], ids=["no model", "two models"])
+def test_check_wants_one_model(arguments):
+    result = run("check", *arguments)
+    assert result.exit_code == 2
+    assert "give one model, or --config" in " ".join(result.stderr.split())
+
+
+def test_check_of_a_config_builds_the_trainer_and_does_not_train(tiny_model, tmp_path, monkeypatch):
+    from think_tools.tiny import arithmetic_problems
+
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "rows").mkdir()
+    rows = arithmetic_problems("train", n=8).select_columns(["prompt", "solution"])
+    rows.to_json(str(tmp_path / "rows/train.jsonl"))
+    file = tmp_path / "run.yaml"
+    file.write_text("max_completion_length: 256\nnum_generations: 4\nactivation_checkpointing: false\n")
+    names = ["--model_name_or_path", str(tiny_model), "--dataset_name", str(tmp_path / "rows")]
+    flags = [*names, "--output_dir", str(tmp_path), "--reward_funcs"]
+    result = run("check", "--config", str(file), *flags, "think_tools.rewards.accuracy_reward")
+    assert (result.exit_code, "8 rows were read" in result.stdout) == (0, True)
+    result = run("check", "--json", "--config", str(file), *flags, "think_tools.rewards.format_reward")
+    assert result.exit_code == 1
+    assert "no reward gives more to a right" in json.loads(result.stdout)["findings"][0]["what"]
+
+
+def test_a_config_with_a_foreign_key_is_refused_without_a_traceback(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("template: r1_zero\n")
+    result = run("check", "--config", str(file))
+    assert result.exit_code == 2
+    assert "keys that `trl sft` does not know: ['template']" in " ".join(result.stderr.replace("│", "").split())

@@ -10,9 +10,10 @@ import pytest
 import torch
 from datasets import Dataset, load_dataset
 from hub import running_hub
+from make_tokenizer import make_tokenizer
 from openai_server import question, running_server, says
 from peft import AutoPeftModelForCausalLM, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from trl import DPOConfig, GRPOConfig, GRPOTrainer, ModelConfig, SFTConfig, TrlParser
 from trl.scripts.grpo import make_parser
 
@@ -401,3 +402,26 @@ def test_dpo_learns_from_pairs_of_its_own_answers(tmp_path, monkeypatch, capsys)
     pair = trainer.train_dataset[0]
     assert len(pair["rejected_ids"]) > len(pair["chosen_ids"]) + 50
     assert (tmp_path / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_a_base_without_think_tokens_gets_them_and_its_adapter_loads_again(sft, grpo, tmp_path):
+    tokenizer = make_tokenizer("qwen2_5")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    base, adapter, rows = tmp_path / "base", tmp_path / "adapter", tmp_path / "train.jsonl"
+    LlamaForCausalLM(config).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    rows.write_text("\n".join(map(json.dumps, GSM8K)))
+    flags = [
+        *SMALL, "--model_name_or_path", base, "--train_file", rows, "--template", "chatml_think", "--think_tokens",
+        "--use_peft", "--held_out", 0, "--max_steps", 1, "--output_dir", adapter,
+    ]  # fmt: skip
+    trained = sft.main(*parse_sft(sft, *flags)).processing_class
+    assert len(trained.encode("<think></think>", add_special_tokens=False)) == 2
+    args = grpo.ThinkScriptArguments(adapter=str(adapter))
+    model, loaded = grpo.load_model(args, ModelConfig(model_name_or_path=str(base)))
+    assert loaded.chat_template == trained.chat_template
+    assert len(model.get_input_embeddings().weight) % 64 == 0

@@ -186,5 +186,4 @@ def test_the_command_converts_rows_and_speaks_json(tmp_path):
 
 
 def test_the_command_says_that_there_is_no_such_file(tmp_path):
-    result = run("tiny", "--dataset", tmp_path / "none.jsonl")
-    assert result.exit_code == 2
+    assert run("tiny", "--dataset", tmp_path / "none.jsonl").exit_code == 2

@@ -196,10 +196,11 @@ def check(
             if not isinstance(rows[0].get("completion"), list):
                 rows = cast("Dataset", to_think(rows, unreadable="mark"))
             checked = check_dataset(rows, tokenizer, max_length=max_length)
-        except (OSError, TypeError, ValueError) as error:  # no such data set, columns nobody knows, no chat template
+        except (IndexError, OSError, TypeError, ValueError) as error:  # no rows, unknown columns, no chat template
             raise typer.BadParameter(str(error), param_hint="--dataset") from error
         if not as_json:
-            Console(highlight=False).print(explain(rows[checked.first], tokenizer, max_length=max_length, shorten=400))
+            limit = checked.counts["limit"] or None
+            Console(highlight=False).print(explain(rows[checked.first], tokenizer, max_length=limit, shorten=400))
         facts = [(label, f"{count:,}") for label, count in checked.counts.items()]
         findings, report = checked.findings, asdict(checked)
     elif arguments and len(arguments) == 1:

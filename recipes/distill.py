@@ -133,7 +133,7 @@ def run(args: DistillArguments, model: str, base_url: str) -> None:
     filters = [complete(), legible(), repetition(), language(), verified(), dedup()]
     annotated, report = apply_filters(answers, filters)
     print(filter_section(report))
-    kept = select(annotated, undecided=False)
+    kept = select(annotated)  # where a filter cannot tell, the row stays
     kept.to_json(out / "rows.jsonl", force_ascii=False)
     print(f"{len(questions) * args.n} asked -> {len(answers)} answered", end="")
     for name, counts in report.items():

@@ -37,8 +37,8 @@ from trl import (
 )
 
 from think_tools.backends import Candidate, SamplingParams, TransformersBackend
-from think_tools.data import prepare_sft, to_preference, to_think
-from think_tools.data.rollouts import sample_candidates
+from think_tools.data import prepare_sft, sample_candidates, to_preference, to_think
+from think_tools.preflight import preflight
 from think_tools.rewards import accuracy_reward
 from think_tools.tiny import arithmetic_problems, load_tiny
 
@@ -169,6 +169,7 @@ def main(args: PairArguments, training_args: DPOConfig, model_args: ModelConfig)
         train_dataset=pairs.select_columns(["prompt", "chosen", "rejected", "chat_template_kwargs"]),
         peft_config=get_peft_config(model_args),
     )
+    preflight(trainer)
     trainer.train()
     report(f"after {trainer.state.global_step} steps", trainer.model, tokenizer, held_out, args)
     trainer.save_model()

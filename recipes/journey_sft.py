@@ -30,6 +30,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, 
 from think_tools import THINK, detect_format, parse, split_steps
 from think_tools.data import prepare_sft, stream_of_search, to_think
 from think_tools.data.journeys import slip
+from think_tools.preflight import preflight
 from think_tools.rewards import accuracy_reward
 from think_tools.templates import prompt_state
 from think_tools.tiny import arithmetic_problems, load_tiny
@@ -138,6 +139,7 @@ def train(
         train_dataset=prepare_sft(rows, tokenizer, max_length=training_args.max_length, loss=loss),
         peft_config=None if args.adapter else get_peft_config(model_args),
     )
+    preflight(trainer)
     trainer.train()
     return trainer
 

@@ -29,9 +29,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
 
 from think_tools.backends import SamplingParams, TransformersBackend
-from think_tools.data import apply_filters, prepare_sft, select, to_think
+from think_tools.data import apply_filters, prepare_sft, sample_candidates, select, to_think
 from think_tools.data.filters import complete, verified
-from think_tools.data.rollouts import sample_candidates
+from think_tools.preflight import preflight
 from think_tools.prompts import zero_shot
 from think_tools.rewards import accuracy_reward
 from think_tools.tiny import arithmetic_problems, load_tiny
@@ -135,6 +135,7 @@ def train(rows: Dataset, args: MixArguments, training_args: SFTConfig, model_arg
         train_dataset=rows,
         peft_config=None if args.adapter else get_peft_config(model_args),
     )
+    preflight(trainer)
     trainer.train()
     return trainer
 

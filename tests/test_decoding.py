@@ -1,6 +1,11 @@
+import importlib.util
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor
+from trl import SFTConfig, TrlParser
 
 from think_tools import FORMATS
 from think_tools.decoding import generate_in_stages
@@ -183,3 +188,19 @@ def test_layers_whose_state_carries_the_question_are_refused(model_of):
     model.config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(ValueError, match=r"cannot hide the question from layers with \['linear_attention'\]"):
         generate_in_stages(model, tokenizer, PROMPTS)
+
+
+@pytest.mark.slow
+def test_the_recipe_measures_both_kinds_of_attention(tmp_path, capsys):
+    path = Path(__file__).parents[1] / "recipes/staged_attention.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    recipe = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = recipe  # dataclasses look their module up while they are made
+    spec.loader.exec_module(recipe)
+    flags = ["--config", str(path.parent / "tiny/staged_attention.yaml"), "--output_dir", str(tmp_path)]
+    flags += ["--max_steps", "1", "--num_rows", "32", "--num_problems", "2"]
+    results = recipe.main(*TrlParser((recipe.StagedArguments, SFTConfig)).parse_args_and_config(flags))
+    assert set(results) == {"ordinary", "staged"}
+    # The cold start copies the number in which its reasoning ends: one step changes nothing about it.
+    assert all(found["of another problem"] == "0.0%, 100.0%" for found in results.values())
+    assert "| its own, one digit of the result changed | " in capsys.readouterr().out

@@ -123,7 +123,8 @@ def test_two_switches_also_change_the_text_before_the_prompt(name):
     assert [SYSTEM_TOO[name] in text for text in texts].count(True) == 1
 
 
-# `prepare_sft` writes the reasoning behind the open prompt of the first two, and ends the third's rows in the next header.
+# `prepare_sft` writes the reasoning behind the open prompt of the first two, and ends the third's rows in the next
+# header.
 PREPARED = ("deepseek_r1_distill", "deepseekv3", "glm4moe")
 
 

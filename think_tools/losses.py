@@ -117,12 +117,12 @@ class ThinkSFTTrainer(SFTTrainer):
     rows without reasoning as answer. There is no second forward pass.
 
     `think_loss` and `answer_loss`, unweighed means over the batch, are logged beside TRL's metrics, with `eval_` in
-    front in evaluation; a batch without such tokens adds nothing. Weights that are functions are logged too.
+    front in evaluation; a batch without such tokens adds nothing.
 
     With `staged_attention` the answer sees the question only through the reasoning: from the closing marker on, a
-    token attends to the reasoning after the opening marker, and to the answer so far, but to nothing before. What the
-    answer is to use must be in the reasoning, so an edited reasoning changes the answer. Rows without reasoning, or
-    with an empty block, keep their ordinary attention. Such a model answers through
+    token attends to the reasoning after the opening marker, and to the answer so far, but to nothing before. The
+    reasoning sees the question, so its hidden states may carry more of it than its words say. Rows without reasoning,
+    or with an empty block, keep their ordinary attention. Such a model answers through
     `think_tools.decoding.generate_in_stages`: ordinary generation shows it the question again.
 
     Args:
@@ -156,7 +156,7 @@ class ThinkSFTTrainer(SFTTrainer):
 
     trainer = ThinkSFTTrainer(
         model=model,
-        args=SFTConfig(max_length=None, packing=True),
+        args=SFTConfig(max_length=4096, packing=True),
         processing_class=tokenizer,
         train_dataset=prepare_sft(to_think(rows), tokenizer, max_length=4096),
         think_weight=lambda done: 1 - 0.9 * done,

@@ -15,7 +15,7 @@ python recipes/dpo.py \
 
 `train_file` holds questions and answers (whatever `to_think` reads). `--rule short` pairs two right answers, so it
 works only on a model whose right answers differ in length: the embedded one always reasons in as many steps, so it is
-first taught to check its result once or twice more than it needs (`taught_to_check`).
+first taught to hesitate at the end, up to eight times, without need (`taught_to_doubt`).
 """
 
 import random
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from datasets import Dataset, load_dataset
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import (
     DPOConfig,
@@ -42,8 +42,7 @@ from think_tools.preflight import preflight
 from think_tools.rewards import accuracy_reward
 from think_tools.tiny import arithmetic_problems, load_tiny
 
-# How often the embedded model is taught to write its calculation, and how likely each is.
-TIMES, WEIGHTS = (1, 2, 3), (0.2, 0.4, 0.4)
+DOUBT, MAX_DOUBTS = "\n\nHmm, let me think about that once more.", 8
 
 
 @dataclass
@@ -54,7 +53,7 @@ class PairArguments:
     margin: float | None = field(default=None, metadata={"help": "Least difference of a pair; tokens for `short`."})
     adapter: str | None = field(default=None, metadata={"help": "Adapter to start from (folder or Hub name)."})
     train_file: str | None = field(default=None, metadata={"help": "JSON Lines file; without it, products."})
-    teach_steps: int = field(default=60, metadata={"help": "Steps that teach the embedded model to check."})
+    teach_steps: int = field(default=60, metadata={"help": "Steps that teach the embedded model to doubt."})
     num_questions: int = field(default=200, metadata={"help": "Most questions to make pairs of."})
     n: int = field(default=4, metadata={"help": "Answers per question to choose from."})
     temperature: float = field(default=1.0, metadata={"help": "Temperature of these answers."})
@@ -92,13 +91,14 @@ def load_questions(args: PairArguments, seed: int) -> tuple[Dataset, Dataset]:
     return train.select_columns(columns), test.select_columns(columns)
 
 
-def taught_to_check(model, tokenizer, args: PairArguments, training_args: DPOConfig) -> PreTrainedModel:
-    """The embedded model after SFT on traces that write the whole calculation one to three times."""
-    rng = random.Random("checks")
+def taught_to_doubt(args: PairArguments, training_args: DPOConfig) -> PreTrainedModel:
+    """The embedded model after SFT on right traces with up to eight sentences at the end that say nothing."""
+    model, tokenizer = load_tiny(args.adapter, trainable=True)
+    rng = random.Random("doubts")
     rows = []
     for row in arithmetic_problems("train", 16 * args.teach_steps, language="en"):
-        [times] = rng.choices(TIMES, WEIGHTS)
-        reasoning = "\n\n".join([row["completion"][0]["reasoning_content"]] * times)
+        doubts = DOUBT * rng.randint(0, MAX_DOUBTS)
+        reasoning = row["completion"][0]["reasoning_content"] + doubts
         message = {"role": "assistant", "reasoning_content": reasoning, "content": row["solution"]}
         rows.append({"prompt": row["prompt"], "completion": [message]})
     sft_args = SFTConfig(
@@ -121,9 +121,9 @@ def taught_to_check(model, tokenizer, args: PairArguments, training_args: DPOCon
         args=sft_args,
         processing_class=tokenizer,
         train_dataset=prepare_sft(rows, tokenizer, max_length=None),
-        peft_config=LoraConfig(r=32, lora_alpha=64, target_modules="all-linear"),
     )
     trainer.train()
+    trainer.save_model(f"{training_args.output_dir}/taught")
     return trainer.model.merge_and_unload()
 
 
@@ -149,7 +149,7 @@ def main(args: PairArguments, training_args: DPOConfig, model_args: ModelConfig)
     model, tokenizer = load_model(args, model_args)
     questions, held_out = load_questions(args, training_args.seed)
     if model_args.model_name_or_path == "tiny" and args.teach_steps:
-        model = taught_to_check(model, tokenizer, args, training_args)
+        model = taught_to_doubt(args, training_args)
 
     sampled = answers(model, tokenizer, questions, args, n=args.n, temperature=args.temperature, seed=0)
     pairs = to_preference(

@@ -28,8 +28,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
 
 from think_tools import THINK, detect_format, parse, split_steps
-from think_tools.data import prepare_sft, stream_of_search, to_think
-from think_tools.data.journeys import slip
+from think_tools.data import journey, prepare_sft, to_think
+from think_tools.data.journeys import CONNECTORS, plant_errors, slip
 from think_tools.preflight import preflight
 from think_tools.rewards import accuracy_reward
 from think_tools.templates import prompt_state
@@ -44,6 +44,10 @@ class JourneyArguments:
     train_file: str | None = field(default=None, metadata={"help": "JSON Lines file; without it, products."})
     num_rows: int = field(default=2000, metadata={"help": "Most rows to train on."})
     error_rate: float = field(default=0.3, metadata={"help": "Probability that a step is got wrong first."})
+    turn: str | None = field(
+        default=None,
+        metadata={"help": "What turns back, may hold {remark} and {state}; without it, the words of `journey`."},
+    )
     held_out: int = field(default=200, metadata={"help": "Held-out questions."})
     max_tokens: int = field(default=1024, metadata={"help": "Longest answer, in tokens."})
     generation_batch: int = field(default=100, metadata={"help": "Most answers to generate at once."})
@@ -72,6 +76,13 @@ def load_rows(args: JourneyArguments, seed: int) -> tuple[Dataset, Dataset]:
         args.held_out, seed=seed
     )
     return parts["train"].select(range(min(args.num_rows, len(parts["train"])))), parts["test"]
+
+
+def journeys(rows: Dataset, args: JourneyArguments, seed: int) -> Dataset:
+    """The rows with steps that are got wrong, noticed, and done again."""
+    connectors = {**CONNECTORS["en"], "turn": args.turn} if args.turn else None
+    trees = [plant_errors(row, rate=args.error_rate, seed=seed) for row in rows]
+    return Dataset.from_list([row for tree in trees for row in journey(tree, connectors=connectors)])
 
 
 def spoilt_beginnings(rows: Dataset, seed: int) -> list[str]:
@@ -121,7 +132,7 @@ def report(name: str, model, tokenizer, rows: Dataset, args: JourneyArguments, s
         traces = [parse(text, opened=True, fmt=detect_format(tokenizer) or THINK) for text in texts]
         right = accuracy_reward([[trace.message()] for trace in traces], solution=rows["solution"])
         cells.append(f"{sum(value or 0 for value in right) / len(rows):.3f}")
-    # The connectors of `journey` begin so.
+    # All turns begin so.
     turned = [text[len(begun) :].startswith(("Wait", "等等")) for text, begun in zip(texts, beginnings, strict=True)]
     print(f"| {name} | {cells[0]} | {cells[1]} | {sum(turned) / len(rows):.3f} |", flush=True)
 
@@ -146,7 +157,7 @@ def train(
 
 def main(args: JourneyArguments, training_args: SFTConfig, model_args: ModelConfig) -> None:
     clean, held_out = load_rows(args, training_args.seed)
-    erring = stream_of_search(clean, error_rate=args.error_rate, seed=training_args.seed)
+    erring = journeys(clean, args, training_args.seed)
     print(f"{len(erring)} rows, {sum(erring['num_wrong'])} wrong steps planted. One of them:")
     print(next(row for row in erring if row["num_wrong"])["completion"][0]["reasoning_content"])
     print("\n| trained on | right | right after a wrong step | notices it at once |\n|---|---|---|---|")

@@ -15,7 +15,7 @@ python recipes/dpo.py \
 
 `train_file` holds questions and answers (whatever `to_think` reads). `--rule short` pairs two right answers, so it
 works only on a model whose right answers differ in length: the embedded one always reasons in as many steps, so it is
-first taught to hesitate at the end, up to eight times, without need (`taught_to_doubt`).
+first taught to write its sums again and again without need (`taught_to_repeat`).
 """
 
 import random
@@ -40,9 +40,11 @@ from think_tools.backends import Candidate, SamplingParams, TransformersBackend
 from think_tools.data import prepare_sft, sample_candidates, to_preference, to_think
 from think_tools.preflight import preflight
 from think_tools.rewards import accuracy_reward
-from think_tools.tiny import arithmetic_problems, load_tiny
+from think_tools.tiny import load_tiny
+from think_tools.tiny.problems import ask, is_test_pair, long_hand
 
-DOUBT, MAX_DOUBTS = "\n\nHmm, let me think about that once more.", 8
+# The embedded model is taught to write the calculation of a sum again, up to so many times.
+MAX_REPEATS = 6
 
 
 @dataclass
@@ -52,8 +54,8 @@ class PairArguments:
     rule: str = field(default="correct", metadata={"help": "Rule of `to_preference`: correct, short, clean, format."})
     margin: float | None = field(default=None, metadata={"help": "Least difference of a pair; tokens for `short`."})
     adapter: str | None = field(default=None, metadata={"help": "Adapter to start from (folder or Hub name)."})
-    train_file: str | None = field(default=None, metadata={"help": "JSON Lines file; without it, products."})
-    teach_steps: int = field(default=60, metadata={"help": "Steps that teach the embedded model to doubt."})
+    train_file: str | None = field(default=None, metadata={"help": "JSON Lines file; without it, sums."})
+    teach_steps: int = field(default=60, metadata={"help": "Steps that teach the embedded model to repeat itself."})
     num_questions: int = field(default=200, metadata={"help": "Most questions to make pairs of."})
     n: int = field(default=4, metadata={"help": "Answers per question to choose from."})
     temperature: float = field(default=1.0, metadata={"help": "Temperature of these answers."})
@@ -78,11 +80,29 @@ def load_model(
     return (model.merge_and_unload() if isinstance(model, PeftModel) else model), tokenizer
 
 
+def sums(split: str, n: int, seed: int) -> list[dict]:
+    """Sums of two-digit numbers with their long-hand reasoning; the splits share no pair of numbers."""
+    rng, rows = random.Random(f"{split}/{seed}"), []
+    while len(rows) < n:
+        a, b = rng.randint(10, 99), rng.randint(10, 99)
+        if is_test_pair(a, b) == (split == "test"):
+            message = {"role": "assistant", "reasoning_content": long_hand(a, "+", b), "content": str(a + b)}
+            prompt = [{"role": "user", "content": ask(rng, a, "+", b, "en")}]
+            row = {
+                "prompt": prompt,
+                "completion": [message],
+                "solution": str(a + b),
+                "id": f"{split}-{seed}-{len(rows)}",
+            }
+            rows.append(row)
+    return rows
+
+
 def load_questions(args: PairArguments, seed: int) -> tuple[Dataset, Dataset]:
     """Questions to make pairs of, and held-out ones."""
     if not args.train_file:
-        train = arithmetic_problems("train", args.num_questions, seed=1, language="en")
-        test = arithmetic_problems("test", args.held_out, language="en")
+        train = Dataset.from_list(sums("train", args.num_questions, seed=1))
+        test = Dataset.from_list(sums("test", args.held_out, seed=1))
     else:
         rows = to_think(load_dataset("json", data_files=args.train_file, split="train"))
         parts = rows.train_test_split(args.held_out, seed=seed)
@@ -91,16 +111,15 @@ def load_questions(args: PairArguments, seed: int) -> tuple[Dataset, Dataset]:
     return train.select_columns(columns), test.select_columns(columns)
 
 
-def taught_to_doubt(args: PairArguments, training_args: DPOConfig) -> PreTrainedModel:
-    """The embedded model after SFT on right traces with up to eight sentences at the end that say nothing."""
+def taught_to_repeat(args: PairArguments, training_args: DPOConfig) -> PreTrainedModel:
+    """The embedded model after SFT on right traces that are longer than they need to be, each by any length."""
     model, tokenizer = load_tiny(args.adapter, trainable=True)
-    rng = random.Random("doubts")
-    rows = []
-    for row in arithmetic_problems("train", 16 * args.teach_steps, language="en"):
-        doubts = DOUBT * rng.randint(0, MAX_DOUBTS)
-        reasoning = row["completion"][0]["reasoning_content"] + doubts
-        message = {"role": "assistant", "reasoning_content": reasoning, "content": row["solution"]}
-        rows.append({"prompt": row["prompt"], "completion": [message]})
+    rng = random.Random("repeats")
+    rows = sums("train", 16 * args.teach_steps, seed=0)
+    for row in rows:
+        compute, columns = row["completion"][0]["reasoning_content"].split("\n\n")
+        repeated = "\n\n".join([compute, *[columns] * rng.randint(1, 1 + MAX_REPEATS)])
+        row["completion"][0]["reasoning_content"] = repeated
     sft_args = SFTConfig(
         training_args.output_dir,
         max_length=None,
@@ -149,7 +168,7 @@ def main(args: PairArguments, training_args: DPOConfig, model_args: ModelConfig)
     model, tokenizer = load_model(args, model_args)
     questions, held_out = load_questions(args, training_args.seed)
     if model_args.model_name_or_path == "tiny" and args.teach_steps:
-        model = taught_to_doubt(args, training_args)
+        model = taught_to_repeat(args, training_args)
 
     sampled = answers(model, tokenizer, questions, args, n=args.n, temperature=args.temperature, seed=0)
     pairs = to_preference(

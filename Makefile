@@ -6,7 +6,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 export GRADIO_ANALYTICS_ENABLED = False
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: install demo test fast style bench clean
+.PHONY: install demo test test-lowest fast style bench clean
 
 install: .venv/installed
 
@@ -26,6 +26,14 @@ test: install
 fast: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow"
 
+# Not part of CI: the oldest releases that pyproject.toml allows.
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --upgrade pip
+	.venv-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt torch
+	.venv-lowest/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable '.[all,dev]'
+	HF_HUB_OFFLINE=1 .venv-lowest/bin/python -m pytest -m "not slow"
+
 style: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,6 +42,7 @@ style: install
 bench: install
 	$(BIN)/python -m tests.benchmarks.parsing
 	$(BIN)/python -m tests.benchmarks.rewards
+	$(BIN)/python -m tests.benchmarks.template_matrix
 
 clean:
-	rm -rf .venv out build dist *.egg-info
+	rm -rf .venv .venv-lowest out build dist *.egg-info

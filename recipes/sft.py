@@ -35,7 +35,8 @@ from trl import (
 from think_tools.backends import SamplingParams
 from think_tools.callbacks import ThinkEvalCallback
 from think_tools.data import prepare_sft, to_think
-from think_tools.templates import set_chat_template, think_lora_config
+from think_tools.preflight import preflight
+from think_tools.templates import add_think_tokens, set_chat_template, think_lora_config
 from think_tools.tiny import load_tiny
 
 
@@ -47,6 +48,9 @@ class ThinkScriptArguments(ScriptArguments):
     template: str | None = field(
         default=None,
         metadata={"help": "Chat template to set; without it, chatml_think if the tokenizer has none of its own."},
+    )
+    think_tokens: bool = field(
+        default=False, metadata={"help": "Make <think> and </think> tokens of the model; else they are plain text."}
     )
     adapter: str | None = field(default=None, metadata={"help": "Adapter to train further (folder or Hub name)."})
     too_long: str = field(default="drop", metadata={"help": "Rows over max_length: 'drop' (reported) or 'raise'."})
@@ -71,6 +75,9 @@ def load_model(
         attn_implementation=model_args.attn_implementation,
         quantization_config=get_quantization_config(model_args),
     )
+    # The base of an adapter with think tokens has to grow again before the adapter fits.
+    if args.think_tokens or (args.adapter and {"<think>", "</think>"} <= tokenizer.get_vocab().keys()):
+        add_think_tokens(model, tokenizer)
     return (PeftModel.from_pretrained(model, args.adapter, is_trainable=True) if args.adapter else model), tokenizer
 
 
@@ -124,6 +131,7 @@ def main(args: ThinkScriptArguments, training_args: SFTConfig, model_args: Model
     if args.held_out:
         params = SamplingParams(temperature=0.0, max_tokens=args.held_out_tokens)
         trainer.add_callback(ThinkEvalCallback(held_out, trainer=trainer, every=args.held_out_steps, params=params))
+    preflight(trainer)
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
 
     trainer.save_model()

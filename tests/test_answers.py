@@ -1,5 +1,6 @@
 """What an answer is, when two of them are equal, and that grading neither hangs, crashes nor leaves a process."""
 
+import _thread
 import asyncio
 import json
 import os
@@ -9,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -380,6 +382,46 @@ def test_a_forked_child_grades_with_processes_of_its_own():
     assert gone(process_ids)
 
 
+@pytest.mark.slow
+def test_a_thread_grades_on_after_the_main_thread_has_ended():
+    status, process_ids, errors = run_program(
+        """
+        def work():
+            threading.main_thread().join()
+            assert grader.grade([r"\\binom{4}{2}", r"\\binom{4}{2}"], ["6", "7"]) == [True, False]
+            print(*pids(grader), flush=True)
+
+        threading.Thread(target=work).start()
+        """
+    )
+    assert (status, errors) == (0, "")
+    assert len(process_ids) == 6
+    assert gone(process_ids)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows the state of another process")
+def test_the_deadline_holds_where_the_parent_ignores_and_blocks_the_alarm():
+    code = f"""
+    import signal, time
+    from pathlib import Path
+    from think_tools.answers import Grader
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+    with Grader(workers=1, timeout=1) as grader:
+        grader.grade([r"\\binom{{4}}{{2}}"], ["6"])
+        worker = grader._slots.queue[0].worker.process_id
+        assert grader.verdicts([{HANGS!r}], ["1"]) == ["stopped"]
+        for _ in range(500):  # its socket closes a moment before it has ended
+            if Path(f"/proc/{{worker}}/stat").read_text().split()[2] == "Z":
+                break
+            time.sleep(0.01)
+        else:
+            raise SystemExit("the worker has not ended")
+    """
+    subprocess.run([sys.executable, "-W", "error", "-c", textwrap.dedent(code)], check=True, timeout=60)
+
+
 def grade_in_a_daemon(queue) -> None:
     queue.put(same_answer(r"\binom{4}{2}", "6"))
 
@@ -400,10 +442,18 @@ def test_grading_in_a_spawned_daemon_process():
     queue.join_thread()
 
 
+def half_closed_pipe(*jobs: list) -> tuple[Connection, Connection]:
+    """A pipe on which the jobs have been sent and no more can be."""
+    ours, theirs = Pipe()
+    for job in jobs:
+        ours.send_bytes(json.dumps(job).encode())
+    with socket.fromfd(ours.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as end:
+        end.shutdown(socket.SHUT_WR)
+    return ours, theirs
+
+
 def test_the_worker_loop_in_process():
-    ours, theirs = socket.socketpair()
-    ours.sendall(b"".join(json.dumps(job).encode() + b"\n" for job in (["a", "a", 5], ["a", "b", 5], ["a", "?", 5])))
-    ours.shutdown(socket.SHUT_WR)
+    ours, theirs = half_closed_pipe(["a", "a", 5], ["a", "b", 5], ["a", "?", 5])
 
     def judge(answer, gold, gold_is_read):
         if gold == "?":
@@ -413,7 +463,7 @@ def test_the_worker_loop_in_process():
 
     with ours, theirs:
         nursery.serve(theirs, judge)
-        assert ours.recv(16) == b"G1G0N"
+        assert [ours.recv_bytes() for _ in range(5)] == [b"G", b"1", b"G", b"0", b"N"]
 
 
 def test_nothing_of_the_text_is_run_as_python(tmp_path, quick):
@@ -484,6 +534,7 @@ FORMULAS = {
     "root in the denominator": (r"\frac{1}{\sqrt2}", r"\frac{\sqrt2}{2}", True),
     "product of roots": (r"\sqrt6\sqrt{10}", r"2\sqrt{15}", True),
     "root of a large prime": (r"\sqrt{1000003}", r"\sqrt{1000003}+1", False),
+    "product of roots of large primes": (r"\sqrt{1009}\sqrt{1013}", r"\sqrt{1022117}", True),
     "root of zero": (r"\sqrt0+x", "x", True),
     "root of a negative number": (r"\sqrt{-4}", "2i", True),
     "square of i": ("(2+i)(2-i)", "5", True),
@@ -575,6 +626,7 @@ def test_formulas_in_process_agree_with_algebra_in_a_worker():
         "set for a tuple": "it pays a set for a tuple",
         "fraction of letters": r"it cannot read \frac ab",
         "fraction of a command": r"it cannot read \frac\pi2",
+        "product of roots of large primes": (r"\sqrt{1009}\sqrt{1013}", r"\sqrt{1022117}", True),
         "root of zero": r"it cannot read \sqrt0",
         "root of a negative number": "i is a letter to it",
         "square of i": "i is a letter to it",
@@ -623,23 +675,22 @@ def test_the_judge_in_process(judge):
 
 
 def test_the_nursery_in_process(monkeypatch):
-    """It greets, forks and kills on request, and ends the workers that are left when its parent is gone."""
-    children, ended = iter([41, 42]), []
+    """It greets, forks on request, reaps what has ended, and ends the rest when its parent is gone."""
+    children, ended, reaped = iter([41, 42]), [], []
     monkeypatch.setattr(nursery, "load_judge", lambda: None)
     monkeypatch.setattr(os, "fork", lambda: next(children))
     monkeypatch.setattr(os, "kill", lambda child, number: ended.append(child))
-    monkeypatch.setattr(os, "waitpid", lambda child, options: (child, 0))
+    monkeypatch.setattr(os, "waitpid", lambda child, options: reaped.append((child, options)) or (child, 0))
     ours, theirs = socket.socketpair()
     with ours:
-        for command, child in ((b"F", 0), (b"K", 41), (b"K", 40), (b"F", 0)):
-            files = [ours.fileno()] if command == b"F" else []
-            socket.send_fds(ours, [workers.CONTROL.pack(command, child)], files)
+        for _ in range(2):
+            socket.send_fds(ours, [b"F"], [ours.fileno()])
         ours.shutdown(socket.SHUT_WR)
         nursery.main(theirs.detach())
         replies = ours.recv(4096)
-    assert replies[:1] == b"R"
-    assert list(workers.CONTROL.iter_unpack(replies[1:])) == [(b"F", 41), (b"K", 41), (b"K", 40), (b"F", 42)]
-    assert ended == [41, 42]
+    assert replies == b"R" + (41).to_bytes(8) + (42).to_bytes(8)
+    assert ended == [42]
+    assert reaped == [(41, os.WNOHANG), (42, 0)]
 
 
 def test_a_nursery_without_math_verify_says_so(monkeypatch):
@@ -655,13 +706,11 @@ def test_a_forked_worker_limits_itself_and_serves(monkeypatch):
     monkeypatch.setattr(os, "fork", lambda: 0)
     monkeypatch.setattr(os, "_exit", lambda status: limits.append(status))
     monkeypatch.setattr("resource.setrlimit", lambda what, limit: limits.append(limit))
-    ours, theirs = socket.socketpair()
+    ours, theirs = half_closed_pipe(["1", "1", 5])
     control, other = socket.socketpair()
-    ours.sendall(b'["1", "1", 5]\n')
-    ours.shutdown(socket.SHUT_WR)
-    with ours, other:
-        nursery.fork_worker(control, theirs.detach(), lambda answer, gold, gold_is_read: b"1")
-        assert ours.recv(16) == b"1"
+    with ours, theirs, other:
+        nursery.fork_worker(control, os.dup(theirs.fileno()), lambda answer, gold, gold_is_read: b"1")
+        assert ours.recv_bytes() == b"1"
     assert limits == [(0, 0), (nursery.MEMORY, nursery.MEMORY), 0]
 
 
@@ -670,13 +719,23 @@ def fake_worker(how: int) -> workers.Worker:
     ours, theirs = socket.socketpair()
     theirs.shutdown(how)
     theirs.detach() if how == socket.SHUT_WR else theirs.close()
-    return workers.Worker(ours, 0)
+    return workers.Worker(Connection(ours.detach()), 0)
 
 
 def test_a_job_whose_worker_ended_twice_before_it_read_the_gold_has_an_unreadable_gold(monkeypatch):
     with Grader(workers=1) as fresh:
         monkeypatch.setattr(fresh._workers, "fork", lambda: fake_worker(socket.SHUT_WR))
         assert fresh.verdicts(["x<1"], ["x<2"]) == ["gold_unreadable"]
+
+
+@pytest.mark.slow
+def test_an_interrupt_leaves_a_grader_that_grades(quick):
+    interrupt = threading.Timer(0.3, _thread.interrupt_main)
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        quick.grade([HANGS] * 9, ["1"] * 9)
+    interrupt.join()
+    assert quick.grade([r"\binom{4}{2}", r"\binom{5}{2}"], ["6", "11"]) == [True, False]
 
 
 def test_workers_that_take_no_job_are_an_error(monkeypatch):
@@ -687,9 +746,10 @@ def test_workers_that_take_no_job_are_an_error(monkeypatch):
 
 
 def test_a_nursery_that_ends_while_it_forks_is_an_error():
-    control = fake_worker(socket.SHUT_WR).connection
-    with control, pytest.raises(ConnectionError, match="The grading process has ended"):
-        workers.Workers()._fork(control)
+    control, nursery = socket.socketpair()
+    nursery.shutdown(socket.SHUT_WR)
+    with control, nursery, pytest.raises(ConnectionError, match="The grading process has ended"):
+        workers._fork(control)
 
 
 def test_grading_by_algebra_needs_forks(monkeypatch):
@@ -708,7 +768,7 @@ def test_a_nursery_that_does_not_end_is_killed():
 
     process = Stubborn([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     with process.stdin:
-        assert workers._end_processes(process, set()) == -9
+        assert workers._end_nursery(socket.socket(), process) == -9
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@ import json
 
 import pytest
 from datasets import Dataset
+from make_tokenizer import make_tokenizer
+from openai_server import refuses, running_server
 from typer.testing import CliRunner
 
 from think_tools.cli import app
@@ -57,6 +59,62 @@ def test_an_unknown_model_is_named_without_a_traceback():
     result = run("chat", "tiny/nobody", "--message", "12*13=?")
     assert result.exit_code == 2
     assert "got 'nobody'" in " ".join(result.stderr.split())
+
+
+def distill_into(out, server, *options):
+    return run(
+        "distill", str(out.parent / "questions.jsonl"), "m", "--out", str(out), "--base-url", server.url, *options
+    )
+
+
+def test_distill_writes_rows_and_goes_on(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    (tmp_path / "questions.jsonl").write_text('{"question": "2+2?"}\n{"question": "2+3?"}\n', encoding="utf-8")
+    with running_server() as server:
+        first = distill_into(out, server, "--question", "question", "--max-tokens-total", "30")
+        second = distill_into(out, server, "--question", "question")
+    assert (first.exit_code, second.exit_code) == (0, 0), first.output + second.output
+    assert "2 rows in" in second.stderr
+    assert sorted(body["messages"][0]["content"] for body in server.bodies) == ["2+2?", "2+3?"]
+
+
+def test_distill_passes_its_options_on(tmp_path):
+    (tmp_path / "questions.jsonl").write_text('{"prompt": "2+2?"}\n', encoding="utf-8")
+    with running_server() as server:
+        options = ["--prompt", "reflect", "--thinking", "--n", "2", "--temperature", "0.3", "--api-key", "mine"]
+        result = distill_into(tmp_path / "rows.jsonl", server, *options, "--shard", "0", "2")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "rows-00000-of-00002.jsonl").read_bytes().count(b"\n") == 2
+    assert [(body["temperature"], body["chat_template_kwargs"]) for body in server.bodies] == [
+        (0.3, {"enable_thinking": True})
+    ] * 2
+    assert "check the result another way" in server.bodies[0]["messages"][-1]["content"]
+    assert server.headers[0]["authorization"] == "Bearer mine"
+
+
+def test_distill_takes_rows_of_known_columns(tmp_path):
+    (tmp_path / "questions.jsonl").write_text('{"question": "2+2?", "answer": "2+2\\n#### 4"}\n', encoding="utf-8")
+    with running_server() as server:
+        result = distill_into(tmp_path / "rows.jsonl", server)
+    assert result.exit_code == 0, result.output
+    assert '"solution": "4"' in (tmp_path / "rows.jsonl").read_text(encoding="utf-8")
+
+
+def test_distill_says_why_it_gave_up(tmp_path):
+    (tmp_path / "questions.jsonl").write_text('{"prompt": "2+2?"}\n', encoding="utf-8")
+    with running_server(lambda body, number: refuses(401, "bad key")) as server:
+        result = distill_into(tmp_path / "rows.jsonl", server)
+    assert result.exit_code == 1
+    assert "HTTP 401" in result.stderr
+    assert "bad key" in result.stderr
+
+
+def test_distill_names_mistakes_without_a_traceback(tmp_path):
+    (tmp_path / "questions.jsonl").write_text('{"text": "2+2?"}\n', encoding="utf-8")
+    with running_server() as server:
+        result = distill_into(tmp_path / "rows.jsonl", server, "--question", "nobody")
+    assert result.exit_code == 2
+    assert "nobody" in " ".join(result.stderr.split())
 
 
 TURNS = (
@@ -121,3 +179,67 @@ def test_eval_needs_models_or_candidates():
     result = run("eval")
     assert result.exit_code == 2
     assert "models to sample from or stored --candidates" in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_check_prints_what_the_template_does():
+    result = run("check", "tiny")
+    assert result.exit_code == 0
+    assert "<think> … </think>" in result.stdout
+    assert "default=neither, on=neither, off=closed" in result.stdout
+
+
+@pytest.fixture(scope="module")
+def dropping(tmp_path_factory) -> str:
+    """Folder of a tokenizer whose template drops the reasoning; there is no model in it."""
+    path = str(tmp_path_factory.mktemp("qwen2_5"))
+    make_tokenizer("qwen2_5").save_pretrained(path)
+    return path
+
+
+def test_check_of_a_template_with_an_error_names_the_remedy_and_exits_with_1(dropping):
+    result = run("check", dropping)
+    said = " ".join(result.stdout.split())
+    assert result.exit_code == 1
+    assert "error the chat template drops the reasoning" in said
+    assert '-> `set_chat_template(tokenizer, "chatml_think")`' in said
+
+
+def test_check_prints_json(dropping):
+    result = run("check", dropping, "--json")
+    report = json.loads(result.stdout)
+    assert result.exit_code == 1
+    assert report["findings"][0]["severity"] == "error"
+    assert report["end_of_turn"] == "<|im_end|>"
+
+
+@pytest.mark.parametrize("arguments", [[], ["tiny", "tiny"]], ids=["no model", "two models"])
+def test_check_wants_one_model(arguments):
+    result = run("check", *arguments)
+    assert result.exit_code == 2
+    assert "give one model, or --config" in " ".join(result.stderr.split())
+
+
+def test_check_of_a_config_builds_the_trainer_and_does_not_train(tiny_model, tmp_path, monkeypatch):
+    from think_tools.tiny import arithmetic_problems
+
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "rows").mkdir()
+    rows = arithmetic_problems("train", n=8).select_columns(["prompt", "solution"])
+    rows.to_json(str(tmp_path / "rows/train.jsonl"))
+    file = tmp_path / "run.yaml"
+    file.write_text("max_completion_length: 256\nnum_generations: 4\nactivation_checkpointing: false\n")
+    names = ["--model_name_or_path", str(tiny_model), "--dataset_name", str(tmp_path / "rows")]
+    flags = [*names, "--output_dir", str(tmp_path), "--reward_funcs"]
+    result = run("check", "--config", str(file), *flags, "think_tools.rewards.accuracy_reward")
+    assert (result.exit_code, "8 rows were read" in result.stdout) == (0, True)
+    result = run("check", "--json", "--config", str(file), *flags, "think_tools.rewards.format_reward")
+    assert result.exit_code == 1
+    assert "no reward gives more to a right" in json.loads(result.stdout)["findings"][0]["what"]
+
+
+def test_a_config_with_a_foreign_key_is_refused_without_a_traceback(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("template: r1_zero\n")
+    result = run("check", "--config", str(file))
+    assert result.exit_code == 2
+    assert "keys that `trl sft` does not know: ['template']" in " ".join(result.stderr.replace("│", "").split())

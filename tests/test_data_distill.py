@@ -195,6 +195,11 @@ def test_a_limit_stops_and_a_higher_one_goes_on(out, caplog, limit, said, higher
     assert (len(rows), len(bodies)) == (10, 6)
 
 
+def test_a_limit_of_nothing_asks_nothing(out):
+    rows, bodies = run(echo, ROWS, out, max_cost=0, price=(1, 1))
+    assert (len(rows), len(bodies)) == (0, 0)
+
+
 def test_shards_part_the_rows_among_files(out):
     made = [run(echo, ROWS, out, shard=(i, 2), n=2)[0] for i in range(2)]
     names = sorted(path.name for path in out.parent.glob("rows-*-of-*.jsonl") if "failed" not in path.name)

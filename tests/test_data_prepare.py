@@ -11,8 +11,10 @@ from make_tokenizer import make_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from think_tools.data import prepare_sft, to_think
+from think_tools.data import journey, prepare_sft, to_think
+from think_tools.data.journeys import plant_errors
 from think_tools.templates import set_chat_template
+from think_tools.tiny import arithmetic_problems
 
 TRL_TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 
@@ -440,6 +442,16 @@ def test_several_processes_prepare_the_same_rows(tokenizer):
     rows = [row("two" * n, enable_thinking=True) for n in range(1, 5)]
     one, two = (prepare_sft(rows, tokenizer, max_length=None, num_proc=n) for n in (None, 2))
     assert list(one) == list(two)
+
+
+def test_journeys_read_their_errors_and_learn_the_rest(tokenizer):
+    problems = arithmetic_problems("train", 20)
+    rows = [each for problem in problems for each in journey(plant_errors(problem, rate=1.0))]
+    assert any(each["num_wrong"] for each in rows)
+    for each, prepared in zip(rows, prepare_sft(rows, tokenizer, max_length=None, loss="parts"), strict=True):
+        [message] = each["completion"]
+        learned = "".join(part["text"] for part in message["parts"] if part["train"]).strip()
+        assert trained(tokenizer, prepared) == f"<think>\n{learned}\n</think>\n\n{message['content']}<|im_end|>"
 
 
 @pytest.mark.parametrize("trim", [False, True], ids=["whole offsets", "offsets without white space"])

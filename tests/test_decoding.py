@@ -1,4 +1,7 @@
+import importlib.util
 import random
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     TextStreamer,
 )
+from trl import SFTConfig, TrlParser
 
 from think_tools import FORMATS, THINK, parse
 from think_tools.decoding import (
@@ -575,3 +579,19 @@ def test_grpo_under_a_budget(grpo, tokenizer, monkeypatch):
     assert trainer.state.global_step == 1
     assert len(seen) == 4
     assert [ids[5] for ids in seen] == [tokenizer.convert_tokens_to_ids("</think>")] * 4
+
+
+@pytest.mark.slow
+def test_the_recipe_measures_both_kinds_of_attention(tmp_path, capsys):
+    path = Path(__file__).parents[1] / "recipes/staged_attention.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    recipe = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = recipe  # dataclasses look their module up while they are made
+    spec.loader.exec_module(recipe)
+    flags = ["--config", str(path.parent / "tiny/staged_attention.yaml"), "--output_dir", str(tmp_path)]
+    flags += ["--max_steps", "1", "--num_rows", "32", "--num_problems", "2"]
+    results = recipe.main(*TrlParser((recipe.StagedArguments, SFTConfig)).parse_args_and_config(flags))
+    assert set(results) == {"ordinary", "staged"}
+    # The cold start copies the number in which its reasoning ends: one step changes nothing about it.
+    assert all(found["of another problem"] == "0.0%, 100.0%" for found in results.values())
+    assert "| its own, one digit of the result changed | " in capsys.readouterr().out

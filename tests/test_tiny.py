@@ -8,8 +8,8 @@ from think_tools import parse, same_answer
 from think_tools.tiny import arithmetic_problems, load_tiny
 from think_tools.tiny.cold_start import cold_start_rows
 from think_tools.tiny.load import ADAPTERS, FOLDER
-from think_tools.tiny.problems import is_test_pair, long_hand
-from think_tools.tiny.small_talk import number_word, small_talk
+from think_tools.tiny.problems import PHRASES, is_test_pair, long_hand
+from think_tools.tiny.small_talk import small_talk
 
 CASES = {
     "two digits by two digits": ((47, "*", 36), 1692),
@@ -105,7 +105,7 @@ NUMBERS = {
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_number_words(number):
-    assert (number_word(number, "en"), number_word(number, "zh")) == NUMBERS[number]
+    assert tuple(PHRASES[language]["number_words"][number] for language in ("en", "zh")) == NUMBERS[number]
 
 
 def test_small_talk_answers_in_the_language_of_the_question():

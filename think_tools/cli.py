@@ -9,13 +9,15 @@ import sys
 import warnings
 from collections.abc import AsyncGenerator
 from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -193,6 +195,55 @@ def _print_report(name: str, report: dict, console: Console) -> None:
     )
 
 
+@app.command()
+def distill(
+    data: Annotated[str, typer.Argument(help="File, Hub name, or - for JSON lines; with a column `prompt`.")],
+    model: Annotated[str, typer.Argument(help="Name of the model, as the server knows it.")],
+    out: Annotated[Path, typer.Option(help="JSONL file to write, or to go on with.")],
+    base_url: Annotated[str | None, typer.Option(help="Server; without it the Hub's providers.")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="The server's key.")] = None,
+    question: Annotated[str | None, typer.Option(help="Column with the question, if it is not `prompt`.")] = None,
+    n: Annotated[int, typer.Option(help="Answers per question.")] = 1,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.6,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer, reasoning included.")] = 16384,
+    thinking: Annotated[bool | None, typer.Option("--thinking/--no-thinking", help="Tell the template.")] = None,
+    prompt: Annotated[Literal["zero-shot", "reflect"] | None, typer.Option(help="How to ask for reasoning.")] = None,
+    hint: Annotated[str | None, typer.Option(help="Column with the known answer, to write reasoning for.")] = None,
+    shard: Annotated[tuple[int, int], typer.Option(help="i k: this job's part of k.")] = (0, 1),
+    concurrency: Annotated[int, typer.Option(help="Most requests in flight.")] = 64,
+    requests_per_minute: Annotated[float | None, typer.Option(help="Limit of the server.")] = None,
+    tokens_per_minute: Annotated[float | None, typer.Option(help="Limit of the server.")] = None,
+    max_tokens_total: Annotated[int | None, typer.Option(help="Stop after so many tokens.")] = None,
+    max_cost: Annotated[float | None, typer.Option(help="Stop at this cost.")] = None,
+    price: Annotated[tuple[float, float] | None, typer.Option(help="Of a million tokens in, and out.")] = None,
+    config: Annotated[str | None, typer.Option(help="Configuration of a data set of the Hub.")] = None,
+    split: Annotated[str, typer.Option(help="Split to take.")] = "train",
+) -> None:
+    """Let a model behind a server answer questions; a run that was stopped goes on."""
+    from .backends import SamplingParams  # loads torch
+    from .data import distill, to_think
+    from .prompts import reflect_and_verify, zero_shot
+
+    top_p = 0.95 if temperature else 1.0
+    asked: dict[str, Any] = {"n": n, "thinking": thinking, "hint": hint, "shard": shard}
+    asked["params"] = SamplingParams(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
+    asked["prompt"] = {"zero-shot": zero_shot, "reflect": reflect_and_verify, None: None}[prompt]
+    limits: dict[str, Any] = {"max_tokens_total": max_tokens_total, "max_cost": max_cost, "price": price}
+    limits |= {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
+    server: dict[str, Any] = {"base_url": base_url, "api_key": api_key if base_url else None}
+    try:
+        rows = _read_rows(data, config, split)
+        rows = rows.rename_column(question, "prompt") if question else rows
+        rows = rows if "prompt" in rows.column_names else to_think(rows)
+        made = distill(rows, model, out=out, concurrency=concurrency, **asked, **limits, **server)
+    except ConnectionError as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(1) from error
+    except (OSError, TypeError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    typer.echo(f"{len(made):,} rows in {out}.", err=True)
+
+
 def _read_rows(name: str, config: str | None, split: str) -> "Dataset":
     """The rows of a file, of a data set of the Hub, or of the standard input (`-`)."""
     from datasets import Dataset, load_dataset
@@ -205,8 +256,67 @@ def _read_rows(name: str, config: str | None, split: str) -> "Dataset":
     return load_dataset(name, config, split=split)
 
 
-def _load(name: str) -> tuple:
-    """Model and tokenizer of a Hub name, a folder, an adapter of either, or `tiny[/adapter]`."""
+@app.command(context_settings={"ignore_unknown_options": True})
+def check(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="MODEL", help="Hub name or folder; with --config, flags of TRL.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of `trl sft`, `dpo`, `grpo` or `rloo`.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Rows to train the model on: file or Hub name.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the rows.")] = "train",
+    max_length: Annotated[int | None, typer.Option(help="Tokens of a row; without it, the tokenizer's limit.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Check a model's chat template, rows to train it on, or a config's run; exit code 1 if there is an error."""
+    facts = []
+    if config:
+        from .preflight import inspect_trainer, trainer_from_config  # loads torch and trl
+
+        try:
+            findings = inspect_trainer(trainer_from_config(config, arguments or ()))
+        except (OSError, ValueError) as error:  # no such file, model or data set; a key or value that TRL refuses
+            raise typer.BadParameter(str(error), param_hint="--config") from error
+        report = {"findings": [asdict(finding) for finding in findings]}
+    elif arguments and len(arguments) == 1 and dataset:
+        from .data import check_dataset, explain, to_think
+
+        tokenizer = _load(arguments[0], weights=False)[1]
+        try:
+            rows = _read_rows(dataset, None, split)
+            if not isinstance(rows[0].get("completion"), list):
+                rows = cast("Dataset", to_think(rows, unreadable="mark"))
+            checked = check_dataset(rows, tokenizer, max_length=max_length)
+        except (IndexError, OSError, TypeError, ValueError) as error:  # no rows, unknown columns, no chat template
+            raise typer.BadParameter(str(error), param_hint="--dataset") from error
+        if not as_json:
+            limit = checked.counts["limit"] or None
+            Console(highlight=False).print(explain(rows[checked.first], tokenizer, max_length=limit, shorten=400))
+        facts = [(label, f"{count:,}") for label, count in checked.counts.items()]
+        findings, report = checked.findings, asdict(checked)
+    elif arguments and len(arguments) == 1:
+        from .templates import check_template
+
+        checked = check_template(_load(arguments[0], weights=False)[1])
+        facts, findings, report = checked.rows(), checked.findings, asdict(checked)
+    else:
+        raise typer.BadParameter("give one model, or --config.", param_hint="MODEL")
+    if as_json:
+        print(json.dumps(report, ensure_ascii=False, indent=2))
+    else:
+        _print_table(facts)
+        _print_table([(finding.severity, f"{finding.what}\n-> {finding.remedy}") for finding in findings])
+    raise typer.Exit(any(finding.severity == "error" for finding in findings))
+
+
+def _print_table(rows: list[tuple[str, str]]) -> None:
+    table = Table(box=None, show_header=False)
+    for label, text in rows:
+        table.add_row(Text(label, style={"error": "bold red", "warning": "yellow"}.get(label, "dim")), Text(text))
+    Console(highlight=False).print(table)
+
+
+def _load(name: str, *, weights: bool = True) -> tuple:
+    """Model (none without `weights`) and tokenizer of a Hub name, a folder, an adapter, or `tiny[/adapter]`."""
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.peft_utils import find_adapter_config_file
@@ -216,6 +326,8 @@ def _load(name: str) -> tuple:
     try:
         if name.split("/")[0] == "tiny" and not Path(name).exists():
             return load_tiny(name.partition("/")[2] or None)
+        if not weights:
+            return None, AutoTokenizer.from_pretrained(name)
         loader = AutoPeftModelForCausalLM if find_adapter_config_file(name) else AutoModelForCausalLM
         return loader.from_pretrained(name), AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:  # no such model, no such adapter

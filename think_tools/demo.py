@@ -9,8 +9,8 @@ long as it was.
 import copy
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from math import nan
 from pathlib import Path
@@ -20,19 +20,9 @@ from typing import Any, cast
 from datasets import Dataset
 from peft import PeftModel
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 from rich.table import Table
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, set_seed
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from .answers import same_answer
@@ -61,23 +51,32 @@ COLD_START: dict[str, Any] = {
 }
 GRPO: dict[str, Any] = {
     "learning_rate": 2e-4,
+    "lr_scheduler_type": "constant",
+    "beta": 0.0,  # no KL term: the run is short and starts from the model it would be held to
     "per_device_train_batch_size": 64,
     "num_generations": 8,
     "max_completion_length": 256,
 }
+# For both: a bar of our own shows the progress, see `_train`.
+ON_CPU: dict[str, Any] = {
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "bf16": False,
+    "activation_checkpointing": False,
+}
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What was measured of one stage. Lengths are means in tokens per thinking answer, `None` where there is none."""
+class _Run:
+    """What all stages share."""
 
-    name: str
-    accuracy: float
-    think_share: float
-    think_tokens: float | None
-    think_tokens_right: float | None
-    think_tokens_wrong: float | None
-    seconds: float
+    problems: Dataset
+    tokenizer: PreTrainedTokenizerBase
+    seed: int
+    folder: Path
+    console: Console
 
 
 def run_demo(
@@ -110,7 +109,9 @@ def run_demo(
             Where to print; `None` is standard output.
 
     Returns:
-        `dict`: The report: `stages` (a [`Stage`] each, as a dict), `problems`, `seed`, `versions`.
+        `dict`: The report: `stages`, `problems`, `seed`, `versions`. Each stage has `name`, `accuracy`, `think_share`,
+            `think_tokens`, `think_tokens_right`, `think_tokens_wrong` (means in tokens per thinking answer, `None`
+            where there is none) and `seconds`.
 
     Raises:
         `ValueError`: If a count is below 1.
@@ -121,32 +122,30 @@ def run_demo(
     folder, console = Path(output_dir), console or Console()
     folder.mkdir(parents=True, exist_ok=True)
     set_seed(seed)
-    problems = arithmetic_problems("test", num_problems, seed)
     stages = []
 
     started = time.monotonic()
     base, tokenizer = load_tiny()
-    stages.append(_measure("direct", base, tokenizer, problems, seed, started, console))
+    run = _Run(arithmetic_problems("test", num_problems, seed), tokenizer, seed, folder, console)
+    stages.append(_measure(run, "direct", base, started))
 
     started = time.monotonic()
-    model = (
-        _train_cold_start(base, tokenizer, seed, folder, console)
-        if retrain
-        else load_tiny("cold_start", trainable=True)[0]
-    )
-    stages.append(_measure("cold start", model, tokenizer, problems, seed, started, console))
+    model = _train_cold_start(run, base) if retrain else load_tiny("cold_start", trainable=True)[0]
+    stages.append(_measure(run, "cold start", model, started))
 
     started = time.monotonic()
-    curve = _reinforce(model, tokenizer, num_steps, seed, folder, console)
-    stages.append(_measure("GRPO", model, tokenizer, problems, seed, started, console))
+    curve = _reinforce(run, model, num_steps)
+    stages.append(_measure(run, "GRPO", model, started))
 
     started = time.monotonic()
-    stages.append(_vote(model, tokenizer, problems, num_samples, seed, started, console))
+    name = f"vote of {num_samples}"
+    groups = list(_sample(run, model, replace(SAMPLED, n=num_samples), name))
+    stages.append(_stage(run, name, groups, groups, started))
 
     model.save_pretrained(str(folder / "adapter"))
     tokenizer.save_pretrained(folder / "adapter")
     report = {
-        "stages": [asdict(stage) for stage in stages],
+        "stages": stages,
         "problems": num_problems,
         "seed": seed,
         "versions": {name: version(name) for name in ("think-tools", "torch", "transformers", "trl", "peft")},
@@ -163,190 +162,113 @@ def run_demo(
     return report
 
 
-def _measure(
-    name: str,
-    model: Model,
-    tokenizer: PreTrainedTokenizerBase,
-    problems: Dataset,
-    seed: int,
-    started: float,
-    console: Console,
-) -> Stage:
+def _measure(run: _Run, name: str, model: Model, started: float) -> dict:
     """Greedy accuracy, and the share and length of reasoning when sampling at temperature 1."""
-    greedy = [group[0] for group in _sample(model, tokenizer, problems, GREEDY, f"{name}: greedy", console)]
-    params = replace(SAMPLED, seed=seed)
-    sampled = [group[0] for group in _sample(model, tokenizer, problems, params, f"{name}: sampled", console)]
-    accuracy = fmean(_right(candidate, gold) for candidate, gold in zip(greedy, problems["solution"], strict=True))
-    return _stage(name, accuracy, sampled, problems["solution"], time.monotonic() - started)
+    greedy = list(_sample(run, model, GREEDY, f"{name}: greedy"))
+    return _stage(run, name, greedy, _sample(run, model, SAMPLED, f"{name}: sampled"), started)
 
 
-def _vote(
-    model: Model,
-    tokenizer: PreTrainedTokenizerBase,
-    problems: Dataset,
-    num_samples: int,
-    seed: int,
-    started: float,
-    console: Console,
-) -> Stage:
-    name = f"vote of {num_samples}"
-    params = replace(SAMPLED, n=num_samples, seed=seed)
-    groups = list(_sample(model, tokenizer, problems, params, name, console))
-    # An answer that is empty (cut-off reasoning) never votes.
-    winners = [majority_vote([candidate.trace.answer or None for candidate in group]) for group in groups]
-    golds = problems["solution"]
-    accuracy = fmean(
-        winner is not None and same_answer(winner, gold) is True for winner, gold in zip(winners, golds, strict=True)
-    )
-    samples = [candidate for group in groups for candidate in group]
-    return _stage(
-        name, accuracy, samples, [gold for gold in golds for _ in range(num_samples)], time.monotonic() - started
-    )
-
-
-def _sample(
-    model: Model,
-    tokenizer: PreTrainedTokenizerBase,
-    problems: Dataset,
-    params: SamplingParams,
-    title: str,
-    console: Console,
-) -> Iterator[list[Candidate]]:
+def _sample(run: _Run, model: Model, params: SamplingParams, title: str) -> Iterator[list[Candidate]]:
+    """A list of `params.n` candidates for each problem."""
     if isinstance(model, PeftModel):
         model = copy.deepcopy(model).merge_and_unload()  # the same function without the adapter's extra matrices
-    backend = TransformersBackend(cast(PreTrainedModel, model), tokenizer)
-    prompts = problems["prompt"]
-    with Progress(console=console, transient=True) as progress:
+    backend = TransformersBackend(cast(PreTrainedModel, model), run.tokenizer)
+    prompts, params = run.problems["prompt"], replace(params, seed=run.seed)
+    with Progress(console=run.console, transient=True) as progress:
         for start in progress.track(range(0, len(prompts), PROMPTS_PER_CALL), description=title):
             yield from backend.sample(prompts[start : start + PROMPTS_PER_CALL], params, batch_size=BATCH_SIZE)
 
 
-def _right(candidate: Candidate, gold: str) -> bool:
-    return same_answer(candidate.trace.answer, gold) is True
-
-
-def _stage(name: str, accuracy: float, sampled: list[Candidate], golds: list[str], seconds: float) -> Stage:
-    pairs = list(zip(sampled, golds, strict=True))
-    thinking = [
-        (candidate.num_reasoning_tokens, _right(candidate, gold))
-        for candidate, gold in pairs
-        if candidate.trace.reasoning
-    ]
-    lengths = {right: [n for n, was_right in thinking if was_right is right] for right in (True, False)}
-    return Stage(
-        name=name,
-        accuracy=round(accuracy, 4),
-        think_share=round(len(thinking) / len(sampled), 4),
-        think_tokens=_mean([n for n, _ in thinking]),
-        think_tokens_right=_mean(lengths[True]),
-        think_tokens_wrong=_mean(lengths[False]),
-        seconds=round(seconds, 1),
-    )
+def _stage(
+    run: _Run, name: str, voters: list[list[Candidate]], samples: Iterable[list[Candidate]], started: float
+) -> dict:
+    """Accuracy of what the candidates of each problem vote for, and the reasoning of the samples."""
+    golds = run.problems["solution"]
+    # An answer that is empty (cut-off reasoning) never votes.
+    winners = [majority_vote([candidate.trace.answer or None for candidate in group]) for group in voters]
+    pairs = [(candidate, gold) for group, gold in zip(samples, golds, strict=True) for candidate in group]
+    lengths: dict[bool, list[int]] = {True: [], False: []}
+    for candidate, gold in pairs:
+        if candidate.trace.reasoning:
+            lengths[same_answer(candidate.trace.answer, gold) is True].append(candidate.num_reasoning_tokens)
+    thinking = lengths[True] + lengths[False]
+    return {
+        "name": name,
+        "accuracy": round(fmean(same_answer(*pair) is True for pair in zip(winners, golds, strict=True)), 4),
+        "think_share": round(len(thinking) / len(pairs), 4),
+        "think_tokens": _mean(thinking),
+        "think_tokens_right": _mean(lengths[True]),
+        "think_tokens_wrong": _mean(lengths[False]),
+        "seconds": round(time.monotonic() - started, 1),
+    }
 
 
 def _mean(lengths: list[int]) -> float | None:
     return round(fmean(lengths), 1) if lengths else None
 
 
-def _train_cold_start(
-    base: Model, tokenizer: PreTrainedTokenizerBase, seed: int, folder: Path, console: Console
-) -> Model:
+def _train_cold_start(run: _Run, base: Model) -> Model:
     """What `recipes/sft.py --config recipes/tiny/cold_start.yaml` does."""
-    console.print(f"Training the cold start for {COLD_START['max_steps']} steps: about 15 minutes.")
-    args = SFTConfig(
-        output_dir=str(folder / "cold_start"),
-        max_length=None,
-        logging_steps=50,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,  # a bar of our own, see `_train`
-        use_cpu=True,
-        bf16=False,
-        activation_checkpointing=False,
-        seed=seed,
-        **COLD_START,
-    )
-    rows = cold_start_rows(COLD_START["max_steps"] * COLD_START["per_device_train_batch_size"], seed)
+    run.console.print(f"Training the cold start for {COLD_START['max_steps']} steps: about 15 minutes.")
+    rows = cold_start_rows(COLD_START["max_steps"] * COLD_START["per_device_train_batch_size"], run.seed)
+    folder = str(run.folder / "cold_start")
     trainer = SFTTrainer(
         model=base,
-        args=args,
-        train_dataset=prepare_sft(rows, tokenizer, max_length=512),
-        processing_class=tokenizer,
-        peft_config=think_lora_config(cast(PreTrainedModel, base), tokenizer),
+        args=SFTConfig(folder, max_length=None, logging_steps=50, seed=run.seed, **COLD_START, **ON_CPU),
+        train_dataset=prepare_sft(rows, run.tokenizer, max_length=512),
+        processing_class=run.tokenizer,
+        peft_config=think_lora_config(cast(PreTrainedModel, base), run.tokenizer),
     )
-    _train(trainer, "cold start", console)
+    _train(run, trainer, "cold start")
     return cast(PeftModel, trainer.model)
 
 
-def _reinforce(
-    model: Model, tokenizer: PreTrainedTokenizerBase, num_steps: int, seed: int, folder: Path, console: Console
-) -> list[dict]:
+def _reinforce(run: _Run, model: Model, num_steps: int) -> list[dict]:
     """GRPO from the cold start, in place; returns the logs, one entry per step."""
-    console.print(f"GRPO: {num_steps} steps of {GRPO['per_device_train_batch_size']} completions.")
-    args = GRPOConfig(
-        output_dir=str(folder / "grpo"),
-        max_steps=num_steps,
-        beta=0.0,  # no KL term: the run is short and starts from the model it would be held to
-        lr_scheduler_type="constant",
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,  # a bar of our own, see `_train`
-        use_cpu=True,
-        bf16=False,
-        activation_checkpointing=False,
-        seed=seed,
-        **GRPO,
-    )
-    prompts = num_steps * GRPO["per_device_train_batch_size"] // GRPO["num_generations"]
-    rewards: list[Any] = [accuracy_reward, get_format_reward(allow_no_think=True), get_think_monitor(tokenizer)]
+    run.console.print(f"GRPO: {num_steps} steps of {GRPO['per_device_train_batch_size']} completions.")
+    rewards: list[Any] = [accuracy_reward, get_format_reward(allow_no_think=True), get_think_monitor(run.tokenizer)]
+    num_prompts = num_steps * GRPO["per_device_train_batch_size"] // GRPO["num_generations"]
+    prompts = arithmetic_problems("train", num_prompts, run.seed).select_columns(["prompt", "solution"])
+    folder = str(run.folder / "grpo")
     trainer = GRPOTrainer(
         model=model,
-        args=args,
-        train_dataset=arithmetic_problems("train", prompts, seed).select_columns(["prompt", "solution"]),
-        processing_class=tokenizer,
+        args=GRPOConfig(folder, max_steps=num_steps, logging_steps=1, seed=run.seed, **GRPO, **ON_CPU),
+        train_dataset=prompts,
+        processing_class=run.tokenizer,
         reward_funcs=rewards,
     )
-    _train(trainer, "GRPO", console)
+    _train(run, trainer, "GRPO")
     return [entry for entry in trainer.state.log_history if "reward" in entry]
 
 
-def _train(trainer: Trainer, title: str, console: Console) -> None:
+def _train(run: _Run, trainer: Trainer, title: str) -> None:
     """Train with one bar that shows the latest numbers, in place of a printed dict per step."""
     trainer.remove_callback(PrinterCallback)
-    with Progress(console=console, transient=True) as progress:
-        trainer.add_callback(_Bar(progress, progress.add_task(title, total=trainer.args.max_steps), title))
+    with Progress(console=run.console, transient=True) as progress:
+        trainer.add_callback(_Bar(progress, title, trainer.args.max_steps))
         trainer.train()
 
 
 class _Bar(TrainerCallback):
-    def __init__(self, progress: Progress, task: TaskID, title: str):
-        self.progress, self.task, self.title = progress, task, title
+    def __init__(self, progress: Progress, title: str, total: int):
+        self.progress, self.title, self.task = progress, title, progress.add_task(title, total=total)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        logs = logs or {}
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        logs: dict[str, float] = kwargs["logs"]
         shown = {"loss": "loss", "right": "rewards/accuracy_reward/mean", "without thinking": "think/no_think"}
-        numbers = [f"{logs[key]:.2f} {name}" for name, key in shown.items() if key in logs]
-        description = f"{self.title}: {', '.join(numbers)}" if numbers else self.title
+        numbers = ", ".join(f"{logs[key]:.2f} {name}" for name, key in shown.items() if key in logs)
+        description = f"{self.title}: {numbers}" if numbers else self.title
         self.progress.update(self.task, completed=state.global_step, description=description)
 
 
-def _table(stages: list[Stage], num_problems: int) -> Table:
+def _table(stages: list[dict], num_problems: int) -> Table:
     table = Table(title=f"{num_problems} held-out problems")
     columns = ("stage", "accuracy", "thinks", "think tokens", "right", "wrong", "seconds")
     for column in columns:
         table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
-    for stage in stages:
-        lengths = (stage.think_tokens, stage.think_tokens_right, stage.think_tokens_wrong)
+    for name, accuracy, think_share, *lengths, seconds in map(dict.values, stages):
         shown = ["-" if length is None else f"{length:.1f}" for length in lengths]
-        table.add_row(stage.name, f"{stage.accuracy:.1%}", f"{stage.think_share:.1%}", *shown, f"{stage.seconds:.0f}")
+        table.add_row(name, f"{accuracy:.1%}", f"{think_share:.1%}", *shown, f"{seconds:.0f}")
     return table
 
 

@@ -26,7 +26,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, HfArgumentParser, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from think_tools.templates import set_chat_template
-from think_tools.tiny.problems import Language, ask, is_test_pair, long_hand
+from think_tools.tiny.problems import Language, ask, is_test_pair, long_hand, solve
 from think_tools.tiny.small_talk import small_talk
 
 LENGTHS = (64, 128, 192, 256, 384)  # documents are padded to the next of these, so that few shapes are compiled
@@ -88,7 +88,7 @@ def exchange(rng: random.Random, language: Language, kind: str) -> tuple[str, st
         return small_talk(rng, language)
     operator = rng.choices("*+-", (70, 18, 12))[0]
     a, b = operands(rng, operator)
-    question, result = ask(rng, a, operator, b, language), {"*": a * b, "+": a + b, "-": a - b}[operator]
+    question, result = ask(rng, a, operator, b, language), solve(a, operator, b)
     if kind == "direct":
         return question, str(result)
     request = rng.choice(REQUESTS[language])

@@ -6,7 +6,6 @@ not fit (long text, high powers, words, inequalities, integrals) is left to the 
 """
 
 import re
-from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
@@ -24,7 +23,7 @@ class _Form(NamedTuple):
     kind: str  # "value", "list", "set", "union", a pair of brackets, or "matrix" and its width
     parts: tuple["_Form", ...] = ()
     number: Number | None = None
-    ratio: Ratio | None = None
+    ratio: Ratio = Ratio({})
     sure: bool = True  # whether a difference of the polynomials means a difference of the values
     left: str | None = None  # what stood before `=`
 
@@ -36,6 +35,8 @@ _LEFT_SIDE = re.compile(r"([A-Za-z]|\\[a-z]+)\s?=(?!=)")
 _INFINITY = re.compile(r"([+-]?)\s?(?:\\infty|∞)")
 _GROUPED = re.compile(r"\d,\s?\d{3}(?!\d)")
 _SEPARATOR = re.compile(r"[,;]|\b(?:and|or)\b|\\(?:text|mathrm|quad)(?![A-Za-z])|[和或、]")
+_UNION = re.compile(r"\\cup(?![A-Za-z])")
+_BRACKETED = re.compile(r"(\\\{|[(\[])(.*)(\\\}|[)\]])", re.DOTALL)
 _BRACKET = re.compile(r"\\?[{}]|[()\[\]]")
 _OPENING = ("\\{", "(", "[", "{")
 
@@ -73,17 +74,15 @@ def compare_formulas(answer: str, gold: str) -> bool | None:
         return None
 
 
-@lru_cache(maxsize=4096)
-def _read_once(gold: str) -> _Form | None:
-    return _read(gold)
-
-
 def _read(text: str) -> _Form | None:
     text = _UPRIGHT.sub(r"\1", text.translate(FOLD)).replace("\\tfrac", "\\frac").replace("\\lbrace", "\\{")
     try:
         return _form(clean(text), 0)
     except (ValueError, ZeroDivisionError):
         return None
+
+
+_read_once = lru_cache(maxsize=4096)(_read)
 
 
 def _same(given: _Form, gold: _Form) -> bool | None:
@@ -114,8 +113,6 @@ def _same_value(given: _Form, gold: _Form) -> bool | None:
         return None  # y=5 for x=5
     if given.number and gold.number:
         return same_number(given.number, gold.number)
-    assert given.ratio is not None
-    assert gold.ratio is not None
     if same_ratio(given.ratio, gold.ratio):
         return True
     return False if given.sure and gold.sure else None
@@ -133,17 +130,14 @@ def _form(text: str, depth: int) -> _Form:
     number = read_number(text)
     if number:
         return _Form("value", number=number, ratio=Ratio(constant(number.value)), sure=number.places in (None, 0))
-    for kind, separators in (("union", re.compile(r"\\cup(?![A-Za-z])")), ("list", _SEPARATOR)):
-        parts = list(_split(text, separators))
+    for kind, separators in (("union", _UNION), ("list", _SEPARATOR)):
+        parts = _split(text, separators)
         if len(parts) > 1:
             return _Form(kind, tuple(_form(part, depth + 1) for part in parts if part.strip()))
-    opening = next((mark for mark in ("\\{", "(", "[") if text.startswith(mark)), "")
-    closing = next((mark for mark in ("\\}", ")", "]") if text.endswith(mark)), "")
-    if opening and closing and _closes_last(text):
-        parts = list(_split(text[len(opening) : -len(closing)], _SEPARATOR))
-        is_set = opening == "\\{" and closing == "\\}"
-        if is_set or len(parts) > 1:
-            return _Form("set" if is_set else opening + closing, tuple(_form(part, depth + 1) for part in parts))
+    if bracketed := _BRACKETED.fullmatch(text):
+        kind, parts = bracketed[1] + bracketed[3], _split(bracketed[2], _SEPARATOR)
+        if len(parts) > 1 or (parts and kind == "\\{\\}"):
+            return _Form("set" if kind == "\\{\\}" else kind, tuple(_form(part, depth + 1) for part in parts))
     return _value(text, depth)
 
 
@@ -151,8 +145,7 @@ def _value(text: str, depth: int) -> _Form:
     left = None
     if match := _LEFT_SIDE.match(text):
         left, text = match[1], text[match.end() :]
-        number = read_number(text.strip())
-        if number:
+        if read_number(text.strip()):
             return _form(text, depth)._replace(left=left)
     if text.count("\\pm") == 1:
         return _Form("list", tuple(_value(text.replace("\\pm", sign), depth + 1) for sign in "+-"))
@@ -162,27 +155,20 @@ def _value(text: str, depth: int) -> _Form:
     return _Form("value", ratio=ratio, sure=sure, left=left)
 
 
-def _split(text: str, separators: re.Pattern[str]) -> Iterator[str]:
-    """Parts of the text between separators that stand in no brackets. `(` may be closed by `]`."""
-    depth, start, position = 0, 0, 0
+def _split(text: str, separators: re.Pattern[str]) -> list[str]:
+    """
+    Parts of the text between separators that stand in no brackets; none at all where a bracket closes nothing, as in
+    `x+1)(x+2`. `(` may be closed by `]`.
+    """
+    parts, depth, start, position = [], 0, 0, 0
     while position < len(text):
         bracket = _BRACKET.match(text, position)
         depth += (1 if bracket[0] in _OPENING else -1) if bracket else 0
         if depth < 0:
-            raise ValueError("brackets that close nothing")
+            return []
         if not depth and (separator := separators.match(text, position)):
-            yield text[start : separator.start()]
+            parts.append(text[start : separator.start()])
             start = position = separator.end()
         else:
             position = bracket.end() if bracket else position + 1
-    yield text[start:]
-
-
-def _closes_last(text: str) -> bool:
-    """Whether the first bracket is closed by the last, as in (1,2) and not as in (x+1)(x+2)."""
-    depth = 0
-    for bracket in _BRACKET.finditer(text):
-        depth += 1 if bracket[0] in _OPENING else -1
-        if not depth:
-            return bracket.end() == len(text)
-    return False
+    return [*parts, text[start:]]

@@ -1,15 +1,15 @@
-"""Grade answers in worker processes that are killed at their deadline."""
+"""Grade answers in worker processes that the system ends at their deadline."""
 
 import contextlib
 import functools
 import json
 import os
 import queue
-import selectors
+import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,26 +20,16 @@ from .workers import Worker, Workers
 # "stopped": the answer took too long or too much memory. "gold_unreadable": nothing to compare the answer with.
 Verdict = Literal["right", "wrong", "stopped", "gold_unreadable"]
 _VERDICTS: dict[bytes, Verdict] = {b"1": "right", b"0": "wrong", b"N": "gold_unreadable"}
+_read_gold_once = functools.lru_cache(maxsize=4096)(read_gold)
 _GRADERS: weakref.WeakSet["Grader"] = weakref.WeakSet()
-_ENDED = b"."  # stands for a closed socket among the bytes of a worker
+_GRACE = 1.0  # seconds after its deadline in which a worker must have ended, see `nursery.serve`
 
 
 @dataclass
-class _Job:
-    index: int
-    answer: str
-    gold: str
-    tries: int = 0
-
-
-@dataclass(eq=False)
 class _Slot:
     """Room for one worker; `worker` is `None` while there is none."""
 
     worker: Worker | None = None
-    job: _Job | None = None
-    received: bytes = b""
-    deadline: float = 0.0
 
 
 class Grader:
@@ -163,8 +153,9 @@ class Grader:
         """
         if len(answers) != len(golds):
             raise ValueError(f"`answers` and `golds` must have the same length, got {len(answers)} and {len(golds)}.")
+        timeout = self.timeout if timeout is None else _positive(timeout)
         verdicts: list[Verdict] = ["wrong"] * len(answers)
-        jobs: deque[_Job] = deque()
+        jobs: dict[int, tuple[str, str, float]] = {}
         for index, (answer, solution) in enumerate(zip(answers, golds, strict=True)):
             gold = _read_gold_once(solution) if isinstance(solution, str) else read_gold(solution)
             if gold is None:
@@ -174,90 +165,44 @@ class Grader:
                 if equal is None:
                     equal = compare_formulas(answer, gold)
                 if equal is None:
-                    jobs.append(_Job(index, answer, gold))
+                    jobs[index] = answer, gold, timeout
                 elif equal:
                     verdicts[index] = "right"
-        self._run(jobs, verdicts, self.timeout if timeout is None else _positive(timeout))
+        if jobs:
+            with ThreadPoolExecutor(self.workers) as pool:  # a thread waits for a worker
+                # A pool takes nothing once the main thread has ended, as in a script whose last line starts a thread.
+                run = pool.map if threading.main_thread().is_alive() else map
+                outcomes = run(self._judge, jobs.values())
+                for index in jobs:
+                    verdicts[index] = next(outcomes)
         return verdicts
 
-    def _run(self, jobs: deque[_Job], verdicts: list[Verdict], timeout: float) -> None:
-        """Have workers grade the jobs; every slot that is taken is given back, whatever happens."""
-        busy: set[_Slot] = set()
+    def _judge(self, job: tuple[str, str, float]) -> Verdict:
+        """Have a worker compare; a second one if the first was ended by somebody, perhaps before it saw the job."""
+        message, timeout = json.dumps(job).encode(), job[2]
+        slot, taken = self._slots.get(), False
         try:
-            while jobs or busy:
-                while jobs and (slot := self._take(wait=not busy)):
-                    busy.add(slot)
-                    self._send(slot, jobs.popleft(), timeout)
-                for slot in _with_news(busy):
-                    outcome = self._outcome(slot)
-                    if outcome == "waiting" or slot.job is None:
-                        continue
-                    if outcome == "again":
-                        jobs.append(slot.job)
-                    else:
-                        verdicts[slot.job.index] = outcome
-                    busy.remove(slot)
-                    self._slots.put(slot)
+            for _ in range(2):
+                worker, slot.worker = slot.worker or self._workers.fork(), None
+                started, gold_is_read = time.monotonic(), False
+                with contextlib.suppress(OSError, EOFError):
+                    worker.connection.send_bytes(message)
+                    taken = True
+                    while worker.connection.poll(timeout + _GRACE):
+                        sign = worker.connection.recv_bytes()
+                        if sign in _VERDICTS:
+                            slot.worker = worker
+                            return _VERDICTS[sign]
+                        gold_is_read = True
+                if gold_is_read:
+                    return "stopped"
+                if time.monotonic() - started >= timeout:
+                    break
         finally:
-            for slot in busy:  # only after an exception such as KeyboardInterrupt
-                self._kill(slot)
-                self._slots.put(slot)
-
-    def _take(self, *, wait: bool) -> _Slot | None:
-        with contextlib.suppress(queue.Empty):
-            return self._slots.get(block=wait)
-        return None
-
-    def _send(self, slot: _Slot, job: _Job, timeout: float) -> None:
-        slot.job, slot.received = job, b""
-        line = json.dumps([job.answer, job.gold, timeout]).encode() + b"\n"
-        for _ in range(2):  # an idle worker may have been ended, by `close` or by the system
-            slot.worker = slot.worker or self._workers.fork()
-            slot.deadline = time.monotonic() + timeout
-            try:
-                slot.worker.connection.sendall(line)
-                return
-            except OSError:
-                self._kill(slot)
-        raise RuntimeError("A grading worker ended twice before it took a job. Is the machine out of memory?")
-
-    def _outcome(self, slot: _Slot) -> Verdict | Literal["waiting", "again"]:
-        """What is known of a slot's job now; ends the worker if it has had its time or has ended itself."""
-        last = slot.received[-1:]
-        if last in _VERDICTS:
-            return _VERDICTS[last]
-        expired = slot.deadline <= time.monotonic()
-        if last != _ENDED and not expired:
-            return "waiting"
-        self._kill(slot)
-        if b"G" in slot.received:
-            return "stopped"
-        if last == _ENDED and slot.job and not slot.job.tries:
-            slot.job.tries += 1  # ended by somebody else, perhaps before it saw the job
-            return "again"
+            self._slots.put(slot)
+        if not taken:
+            raise RuntimeError("A grading worker ended twice before it took a job. Is the machine out of memory?")
         return "gold_unreadable"
-
-    def _kill(self, slot: _Slot) -> None:
-        if slot.worker:
-            self._workers.kill(slot.worker)
-            slot.worker = None
-
-
-def _with_news(busy: set[_Slot]) -> list[_Slot]:
-    """Wait for the next bytes or the next deadline, read the bytes, and return the slots concerned."""
-    with selectors.DefaultSelector() as selector:
-        for slot in busy:
-            if slot.worker:
-                selector.register(slot.worker.connection, selectors.EVENT_READ, slot)
-        nearest = min(slot.deadline for slot in busy)
-        readable = [key.data for key, _ in selector.select(max(0.0, nearest - time.monotonic()))]
-    for slot in readable:
-        data = b""
-        with contextlib.suppress(OSError):
-            data = slot.worker.connection.recv(16)
-        slot.received += data or _ENDED
-    now = time.monotonic()
-    return [slot for slot in busy if slot in readable or slot.deadline <= now]
 
 
 def _positive(timeout: float) -> float:
@@ -266,15 +211,9 @@ def _positive(timeout: float) -> float:
     return timeout
 
 
-@functools.lru_cache(maxsize=4096)
-def _read_gold_once(solution: str) -> str | None:
-    return read_gold(solution)
-
-
 def _forget_in_child() -> None:
     """After a fork: leave the parent's processes to the parent and begin anew."""
     for grader in list(_GRADERS):
-        grader._workers.forget()
         grader._reset()
 
 

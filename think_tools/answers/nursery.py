@@ -3,14 +3,15 @@
 [`Grader`] starts it as a fresh interpreter, so that forking is safe (no threads, no CUDA, no locks of the parent), the
 memory limit counts nothing of the training process, and nothing sympy prints is seen. Two kinds of socket:
 
-* control: `F` and a socket → fork a worker that serves the socket, reply with its id; `K` and an id → kill and reap.
-* worker: one JSON line `[answer, gold, seconds]` → `G` once the gold answer is read, then `1` or `0`; or only `N` if
-  the gold answer cannot be read.
+* control: any byte and a socket → fork a worker that serves the socket, reply with its process id in 8 bytes.
+* worker: a JSON message `[answer, gold, seconds]` → `G` once the gold answer is read, then `1` or `0`; or only `N` if
+  the gold answer cannot be read. A worker that takes longer is ended by the system, which closes its socket.
 
 The worker never prints or returns a sympy value, and text is only ever read by the LaTeX grammar: Math-Verify's
 `ExprExtractionConfig` is not used, because it ends in Python's `eval`.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -19,24 +20,27 @@ import resource
 import signal
 import socket
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 
 from .numbers import FOLD
-from .workers import CONTROL
 
 MEMORY = 2 * 1024**3  # bytes of address space per worker, the interpreter's own 200 MB included
-GRACE = 1.0  # seconds after which a worker ends itself, in case there is no parent left to kill it
 
 # Gold answer and answer -> the sign of the verdict. `read` is called once the gold answer is read.
 Judge = Callable[[str, str, Callable[[], None]], bytes]
 
 
-def serve(connection: socket.socket, judge: Judge) -> None:
-    """Grade jobs from a socket until it closes. Runs in a worker; the alarm's default action ends the process."""
-    with connection.makefile("rb") as jobs:
-        for line in jobs:
-            answer, gold, seconds = json.loads(line)
-            signal.setitimer(signal.ITIMER_REAL, seconds + GRACE)
-            connection.sendall(judge(answer, gold, functools.partial(connection.sendall, b"G")))
+def serve(connection: Connection, judge: Judge) -> None:
+    """
+    Grade jobs from a connection until it closes. Runs in a worker.
+
+    At the deadline of a job the alarm ends the process, whatever it is doing: its default action runs in the kernel.
+    """
+    with contextlib.suppress(EOFError):
+        while True:
+            answer, gold, seconds = json.loads(connection.recv_bytes())
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            connection.send_bytes(judge(answer, gold, functools.partial(connection.send_bytes, b"G")))
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
@@ -113,19 +117,16 @@ def main(control_id: int) -> None:
             return
         control.sendall(b"R")
         while True:
-            message, sockets, _, _ = socket.recv_fds(control, CONTROL.size, 1)
-            if len(message) < CONTROL.size:
+            request, sockets, _, _ = socket.recv_fds(control, 1, 1)
+            if not request:
                 break
-            command, child = CONTROL.unpack(message)
-            if command == b"F":
-                child = fork_worker(control, sockets[0], judge)
-                children.add(child)
-            elif child in children:
-                end(child)
-                children.remove(child)
-            control.sendall(CONTROL.pack(command, child))
+            children = {child for child in children if os.waitpid(child, os.WNOHANG) == (0, 0)}  # reaps the others
+            child = fork_worker(control, sockets[0], judge)
+            children.add(child)
+            control.sendall(child.to_bytes(8))
     for child in children:
-        end(child)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def fork_worker(control: socket.socket, worker_id: int, judge: Judge) -> int:
@@ -136,20 +137,13 @@ def fork_worker(control: socket.socket, worker_id: int, judge: Judge) -> int:
         return child
     try:
         control.close()
-        limit_memory()
-        with socket.socket(fileno=worker_id) as connection:
+        # Fail where this process would otherwise swallow the machine, and write no core file.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        # Whatever the parent has set; ignored and blocked signals are inherited.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+        with Connection(worker_id) as connection:
             serve(connection, judge)
     finally:
         os._exit(0)  # whatever happened, the parent sees the closed socket, and no handler of the nursery runs twice
-
-
-def limit_memory() -> None:
-    """Let this process fail where it would otherwise swallow the machine, and write no core file."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-
-
-def end(child: int) -> None:
-    """Kill one worker and reap it, so that no zombie stays."""
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)

@@ -1,11 +1,14 @@
 r"""
 Read formulas as quotients of polynomials with rational coefficients, which are equal or not beyond doubt.
 
-The unknowns are letters, $\pi$, $e$, roots of square-free integers, logarithms of primes, sines and cosines.
+The unknowns are letters, $\pi$, $e$, square roots of primes and of -1, logarithms of primes, sines and cosines.
 """
 
+import functools
 import math
 import re
+import string
+from collections import Counter
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -13,12 +16,12 @@ _DEEPEST = 12  # brackets in brackets
 _MOST_WORK = 3000  # products of two terms, about 10 ms
 _LARGEST_POWER = 512
 _MOST_BITS = 2048
+_LARGEST_ROOT = 10**9  # under a root; of numbers up to here all prime factors are found
 _TOKEN = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+|\\[A-Za-z]+|\S)")
-_GREEK = {
-    f"\\{name}"
-    for name in ("alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "rho", "sigma", "phi", "omega")
-}
+_GREEK = "alpha beta gamma delta theta lambda mu rho sigma phi omega pi"
+_LETTERS = {*string.ascii_letters, *(f"\\{name}" for name in _GREEK.split())}
 _FUNCTIONS = {"\\sin", "\\cos", "\\ln", "\\log"}
+_FACTORS = {*_LETTERS, *_FUNCTIONS, "\\frac", "\\sqrt", "(", "{"}  # what begins a factor without a sign before it
 _TIMES = {"*", "\\cdot", "\\times", "×", "·"}
 _SUBSCRIPT = re.compile(r"_(?:\{(\w{1,4})\}|(\w))")
 
@@ -122,10 +125,6 @@ class _Reader:
     def accept(self, *tokens: str) -> bool:
         return self.token in tokens and bool(self.advance())
 
-    def expect(self, token: str) -> None:
-        if not self.accept(token):
-            raise ValueError(f"{token} is missing")
-
     def sum(self) -> Ratio:
         self.depth += 1
         if self.depth > _DEEPEST:
@@ -147,23 +146,16 @@ class _Reader:
                 value, divided = self.divide(value, self.power()), True
             elif self.accept(*_TIMES):
                 value, divided = self.multiply(value, self.power()), False
-            elif self.starts_factor():
+            elif self.token in _FACTORS:
                 if divided:
                     raise ValueError("1/2x may be either")
                 value = self.multiply(value, self.power())
             else:
                 return self.multiply(value, Ratio(constant(sign)))
 
-    def starts_factor(self) -> bool:
-        token = self.token
-        known = token in _GREEK or token in _FUNCTIONS or token in ("\\frac", "\\sqrt", "\\pi", "(", "{")
-        return known or (len(token) == 1 and token.isalpha() and token.isascii())
-
     def power(self) -> Ratio:
         base = self.factor()
-        if not self.accept("^"):
-            return base
-        return self.raised(base, self.argument())
+        return self.raised(base, self.argument()) if self.accept("^") else base
 
     def raised(self, base: Ratio, exponent: Ratio) -> Ratio:
         value = _rational(exponent)
@@ -171,26 +163,21 @@ class _Reader:
             raise ValueError("a power that is no small number")
         if value.denominator == 2:
             base, value = self.root(base), value * 2
-        result = Ratio(_ONE)
-        for _ in range(abs(int(value))):
-            result = self.multiply(result, base)
+        result = functools.reduce(self.multiply, [base] * abs(int(value)), Ratio(_ONE))
         return result if value >= 0 else self.divide(Ratio(_ONE), result)
 
     def argument(self) -> Ratio:
         """What belongs to `^`, `\\frac` or `\\sqrt`: a group, else one sign."""
-        if self.token == "{" or self.token.startswith("\\"):
-            return self.factor()
         if self.token[:1].isdigit():
-            start = self.position - len(self.token)
-            if self.text[start - 1] == "^" and len(self.token) > 1:
+            before = self.text[self.position - len(self.token) - 1]
+            if before == "^" and len(self.token) > 1:
                 raise ValueError("x^10 may be either")
-            self.position = start + 1
-            digit = self.text[start]
-            self.advance()
-            return Ratio(constant(int(digit)))
-        if len(self.token) == 1 and self.token.isalpha():
-            return self.factor()
-        raise ValueError("an argument is missing")
+            self.position -= len(self.token) - 1
+            self.token = self.token[0]
+            return Ratio(constant(int(self.advance())))
+        if self.token == "(" or self.token not in _FACTORS:
+            raise ValueError("an argument is missing")
+        return self.factor()
 
     def factor(self) -> Ratio:
         token = self.advance()
@@ -198,7 +185,8 @@ class _Reader:
             return self.numeral(token)
         if token in ("(", "{"):
             value = self.sum()
-            self.expect(")" if token == "(" else "}")
+            if not self.accept(")" if token == "(" else "}"):
+                raise ValueError("a bracket is not closed")
             return value
         if token == "\\frac":
             return self.divide(self.argument(), self.argument())
@@ -206,7 +194,7 @@ class _Reader:
             return self.root(self.argument())
         if token in _FUNCTIONS:
             return self.function(token)
-        if token == "\\pi" or token in _GREEK or (len(token) == 1 and token.isalpha() and token.isascii()):
+        if token in _LETTERS:
             return self.letter(token)
         raise ValueError(f"unexpected {token!r}")
 
@@ -228,7 +216,7 @@ class _Reader:
             self.sure = False  # xy is a product, and cm a unit
             if self.text[self.position : self.position + 1].isalpha():
                 raise ValueError("a word")
-        return Ratio({((name, 1),): Fraction(1)})
+        return _unknown("√-1" if name == "i" else name)
 
     def function(self, token: str) -> Ratio:
         """A logarithm of a positive integer, or a sine or cosine of a polynomial. They have laws unknown here."""
@@ -240,13 +228,13 @@ class _Reader:
             argument = self.factor()
         else:
             argument = self.power()
-            while self.token and self.token not in _FUNCTIONS and self.starts_factor():
+            while self.token in _FACTORS - _FUNCTIONS:
                 argument = self.multiply(argument, self.power())
         if token in ("\\ln", "\\log"):
             return Ratio(_logarithm(token, _rational(argument)))
         if argument.under != _ONE:
             raise ValueError("a sine of a quotient")
-        return self.raised(Ratio({((f"{token} {sorted(argument.top.items())}", 1),): Fraction(1)}), exponent)
+        return self.raised(_unknown(f"{token} {sorted(argument.top.items())}"), exponent)
 
     def root(self, value: Ratio) -> Ratio:
         number = _rational(value)
@@ -254,17 +242,21 @@ class _Reader:
             self.sure = False
             if value.under != _ONE:
                 raise ValueError("a root of a quotient")
-            return Ratio({((f"\\sqrt {sorted(value.top.items())}", 1),): Fraction(1)})
-        outside, inside = _square_free(abs(number.numerator) * number.denominator)
-        result = {(("√", inside),) if inside > 1 else (): Fraction(outside, number.denominator)} if number else {}
-        return self.multiply(Ratio(result), Ratio({(("i", 1),) if number < 0 else (): Fraction(1)}))
+            return _unknown(f"\\sqrt {sorted(value.top.items())}")
+        if not number:
+            return Ratio({})
+        product = number.numerator * number.denominator
+        if abs(product) > _LARGEST_ROOT:
+            raise ValueError("too large to look for squares")
+        primes = _prime_factors(abs(product)) + Counter({-1: product < 0})
+        outside = math.prod(prime ** (times // 2) for prime, times in primes.items())
+        inside = sorted((f"√{prime}", 1) for prime, times in primes.items() if times % 2)
+        return Ratio({tuple(inside): Fraction(outside, number.denominator)})
 
     def add(self, first: Ratio, second: Ratio, sign: int) -> Ratio:
         left, right = self.times(first.top, second.under), self.times(second.top, first.under)
-        total = dict(left)
-        for term, factor in right.items():
-            total[term] = total.get(term, Fraction(0)) + sign * factor
-        return Ratio(_without_zeros(total), self.times(first.under, second.under))
+        terms = [*left.items(), *((term, sign * factor) for term, factor in right.items())]
+        return Ratio(_collected(terms), self.times(first.under, second.under))
 
     def multiply(self, first: Ratio, second: Ratio) -> Ratio:
         return _simple(Ratio(self.times(first.top, second.top), self.times(first.under, second.under)))
@@ -280,15 +272,14 @@ class _Reader:
         self.work += len(first) * len(second)
         if self.work > _MOST_WORK:
             raise ValueError("too much work")
-        result: Polynomial = {}
+        terms = []
         for one, factor in first.items():
             for other, second_factor in second.items():
                 product = factor * second_factor
                 if max(product.numerator.bit_length(), product.denominator.bit_length()) > _MOST_BITS:
                     raise ValueError("too many digits")
-                for term, more in self.join(one, other):
-                    result[term] = result.get(term, Fraction(0)) + product * more
-        return _without_zeros(result)
+                terms += [(term, product * more) for term, more in self.join(one, other)]
+        return _collected(terms)
 
     def join(self, first: Term, second: Term) -> list[tuple[Term, int]]:
         """The product of two terms; several terms where a squared cosine becomes 1 - sin²."""
@@ -296,14 +287,11 @@ class _Reader:
             return [(first or second, 1)]
         powers, factor = dict(first), 1
         for name, exponent in second:
-            if name == "√" and name in powers:  # the "exponent" of √ is the number under it
-                common = math.gcd(powers[name], exponent)
-                factor, powers[name] = factor * common, powers[name] * exponent // common**2
-            else:
-                powers[name] = powers.get(name, 0) + exponent
-        if powers.get("i", 0) > 1:
-            factor, powers["i"] = factor * (-1) ** (powers["i"] // 2), powers["i"] % 2
-        term = tuple(sorted((n, e) for n, e in powers.items() if e != (1 if n == "√" else 0)))
+            powers[name] = powers.get(name, 0) + exponent
+        for name, exponent in powers.items():
+            if name[0] == "√" and exponent > 1:
+                factor, powers[name] = factor * int(name[1:]) ** (exponent // 2), exponent % 2
+        term = tuple(sorted((name, exponent) for name, exponent in powers.items() if exponent))
         squared = next((name for name, exponent in term if name.startswith("\\cos") and exponent > 1), None)
         if not squared:
             return [(term, factor)]
@@ -312,8 +300,16 @@ class _Reader:
         return [(t, f * factor) for t, f in [(rest, 1), *((t, -f) for t, f in self.join(rest, sine))]]
 
 
-def _without_zeros(polynomial: Polynomial) -> Polynomial:
-    return {term: factor for term, factor in polynomial.items() if factor}
+def _unknown(name: str) -> Ratio:
+    return Ratio({((name, 1),): Fraction(1)})
+
+
+def _collected(terms: list[tuple[Term, Fraction]]) -> Polynomial:
+    """The sum of the terms."""
+    total: Polynomial = {}
+    for term, factor in terms:
+        total[term] = total.get(term, 0) + factor
+    return {term: factor for term, factor in total.items() if factor}
 
 
 def _simple(ratio: Ratio) -> Ratio:
@@ -329,34 +325,21 @@ def _rational(ratio: Ratio) -> Fraction | None:
     return ratio.top.get((), Fraction(0))
 
 
-def _square_free(number: int) -> tuple[int, int]:
-    """`a, b` with a²b = number and no square in b."""
-    if number > 10**9:  # up to here what is left after dividing by all up to 1000 is a prime, its square or two primes
-        raise ValueError("too large to look for squares")
-    outside, inside, divisor = 1, 1, 2
-    while divisor <= 1000 and divisor * divisor <= number:
-        while number % (divisor * divisor) == 0:
-            number, outside = number // divisor**2, outside * divisor
-        if number % divisor == 0:
-            number, inside = number // divisor, inside * divisor
-        divisor += 1
-    root = math.isqrt(number)
-    return (outside * root, inside) if root * root == number else (outside, inside * number)
+def _prime_factors(number: int) -> Counter[int]:
+    """Prime factors with their exponents. A last factor above 10⁹ is only not known to be a product."""
+    found: Counter[int] = Counter()
+    divisor = 2
+    while divisor * divisor <= min(number, _LARGEST_ROOT):
+        while number % divisor == 0:
+            number, found[divisor] = number // divisor, found[divisor] + 1
+        divisor += 1 + divisor % 2
+    return found + Counter({number: number > 1})
 
 
 def _logarithm(name: str, number: Fraction | None) -> Polynomial:
     """Sum of the logarithms of the prime factors."""
     if number is None or number <= 0:
         raise ValueError("no logarithm of a positive number")
-    result: Polynomial = {}
-    for rest, sign in ((number.numerator, 1), (number.denominator, -1)):
-        divisor = 2
-        while rest > 1:
-            if divisor > 1000:
-                divisor = rest  # not known to be prime, so a difference proves nothing
-            while rest % divisor == 0:
-                rest //= divisor
-                term = ((f"{name} {divisor}", 1),)
-                result[term] = result.get(term, Fraction(0)) + sign
-            divisor += 1
-    return result
+    primes = _prime_factors(number.numerator)
+    primes.subtract(_prime_factors(number.denominator))
+    return {((f"{name} {prime}", 1),): Fraction(times) for prime, times in primes.items() if times}

@@ -1,6 +1,7 @@
 """Sample from a model behind an OpenAI-compatible server: the package's one loop that retries and keeps limits."""
 
 import asyncio
+import functools
 import itertools
 import logging
 import math
@@ -29,6 +30,7 @@ K = TypeVar("K")
 
 _PASSING = {408, 409, 425, 429}  # statuses worth another attempt, beside every 5xx
 _LONGEST_BACKOFF = 60.0  # seconds
+_tls = functools.cache(httpx2.create_ssl_context)  # takes longer than a request
 # What a transport raises, what reading a body of the wrong shape raises, and RuntimeError, our verdict "hopeless".
 _FAILURES = (httpx2.HTTPError, OSError, ValueError, TypeError, AttributeError, LookupError, RuntimeError)
 
@@ -116,7 +118,6 @@ class ClientBackend:
         for name in ("concurrency", "requests_per_minute", "tokens_per_minute", "timeout", "max_attempts"):
             if (number := vars(self)[name]) is not None and not number > 0:
                 raise ValueError(f"`{name}` must be positive, got {number}.")
-        self._tls = httpx2.create_ssl_context()
         self._free_at = {"requests": 0.0, "tokens": 0.0}  # when the limit of each allows more
         self._continues = False  # whether the server is known to go on with a turn
 
@@ -347,7 +348,7 @@ class ClientBackend:
         key = self.api_key or ("none" if self.base_url else None)
         hooks = {"response": [_read_error_body]}
         async with (
-            httpx2.AsyncClient(verify=self._tls, follow_redirects=True, event_hooks=hooks) as connections,
+            httpx2.AsyncClient(verify=_tls(), follow_redirects=True, event_hooks=hooks) as connections,
             AsyncInferenceClient(base_url=self.base_url, api_key=key, timeout=self.timeout) as client,
         ):
             # With HF_HUB_OFFLINE=1 its own connections lead nowhere, not even to this machine:

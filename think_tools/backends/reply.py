@@ -23,7 +23,7 @@ def read_reply(
     opened: bool | None,
     fmt: ThinkFormat,
 ) -> Candidate:
-    """The candidate in a choice's message; a `ValueError` if another attempt may bring one, a `RuntimeError` if not."""
+    """The candidate in a choice; a `ValueError` if another attempt may bring one, a `RuntimeError` if not."""
     reason, usage = choice.get("finish_reason"), usage or {}
     stopped = reason in _STOPPED
     if not stopped and reason != "length":

@@ -7,9 +7,9 @@ from .filters import apply_filters, decontaminate, select
 from .journeys import journey, stream_of_search
 from .preferences import to_preference
 from .prepare import prepare_sft
-from .rollouts import label_steps
+from .rollouts import label_steps, rejection_sample, sample_candidates
 
 __all__ = [
     "apply_filters", "check_dataset", "decontaminate", "distill", "explain", "journey", "label_steps", "prepare_sft",
-    "select", "stream_of_search", "to_preference", "to_think",
+    "rejection_sample", "sample_candidates", "select", "stream_of_search", "to_preference", "to_think",
 ]  # fmt: skip

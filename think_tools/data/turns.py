@@ -163,7 +163,8 @@ def _label_turn(before: list[dict], message: dict, trace: Trace, kwargs: dict[st
     labels = _label(tokenizer, text, ids, len(prompt_ids), block)
     causes = check_labels(ids, labels, prompt_ids, message, tokenizer, fmt, end_id)
     if causes:
-        raise ValueError(f"{'; '.join(causes)}.{settings.remedy}")
+        blamed = causes[0].startswith(("the chat template", "the row does not begin"))
+        raise ValueError(f"{'; '.join(causes)}.{settings.remedy if blamed else ''}")
     example["num_tokens"], limit = len(ids), settings.max_length or len(ids)
     masked = block if settings.empty_think == "mask" else []
     if len(ids) > limit and settings.too_long == "close_think" and not plain:
@@ -294,7 +295,8 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict], **kwargs: 
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has written them
+    # Special tokens are in the template; that a row is longer than the model can read is said elsewhere.
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def _offsets(tokenizer: PreTrainedTokenizerBase, text: str) -> list[Span]:

@@ -128,12 +128,13 @@ def generate_in_stages(
     # The closing markers belong to the second stage, blind to the question like the answer. They may differ in length:
     # a gap before a shorter one is masked, and all positions are given.
     (ids, mask), (tail_ids, tail_mask) = _pad_left(rows, model), _pad_left(tails, model)
-    at = torch.cat([mask.cumsum(1), mask.sum(1, keepdim=True) + tail_mask.cumsum(1)], 1) - 1
-    at = at.clamp(min=0)
-    width = ids.shape[1]
-    first = model(input_ids=ids, attention_mask=mask, position_ids=at[:, :width], use_cache=True, logits_to_keep=1)
+    before, after = mask.cumsum(1) - 1, mask.sum(1, keepdim=True) + tail_mask.cumsum(1) - 1
+    at = torch.cat([before, after], 1).clamp(min=0)
+    first = model(
+        input_ids=ids, attention_mask=mask, position_ids=at[:, : ids.shape[1]], use_cache=True, logits_to_keep=1
+    )
     if staged_attention:
-        mask = mask.masked_fill(at[:, :width] < torch.tensor(lengths, device=mask.device)[:, None], 0)
+        mask = mask.masked_fill(before < torch.tensor(lengths, device=mask.device)[:, None], 0)
     both = torch.cat([ids, tail_ids], 1), torch.cat([mask, tail_mask], 1)
     second = {"past_key_values": first.past_key_values, "position_ids": at, **(answer_kwargs or {})}
     outputs = []
@@ -167,10 +168,7 @@ def _pad_left(rows: list[list[int]], model: PreTrainedModel) -> tuple[torch.Tens
 
 
 def _generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    inputs: tuple[torch.Tensor, torch.Tensor],
-    kwargs: dict[str, Any],
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: tuple[torch.Tensor, ...], kwargs: dict
 ) -> list[tuple[list[int], list[int]]]:
     """New tokens of each row, and its end of turn, `[]` if there was none."""
     own = cast(Any, model.generation_config).eos_token_id

@@ -24,9 +24,9 @@ INLINE = (
     '`rows = rows.map(lambda row: {"completion": [{"role": "assistant", "content": '
     'read_completion(row["completion"]).text(FORMAT)}]})` from think_tools'
 )
-THINKS = 'row["completion"][-1]["reasoning_content"]'
-SWITCH = f'`rows = rows.map(lambda row: {{{{"chat_template_kwargs": {{}} if {THINKS} else {{}}}}}})`'
-FILTER = f"`rows = rows.filter(lambda row: {THINKS})`"
+THINKS = 'read_completion(row["completion"]).reasoning'
+SWITCH = f'`rows = rows.map(lambda row: {{{{"chat_template_kwargs": {{}} if {THINKS} else {{}}}}}})` from think_tools'
+FILTER = f"`rows = rows.filter(lambda row: {THINKS})` from think_tools"
 RESPONSE = "`set_response_template(tokenizer)` from think_tools.templates"
 
 
@@ -43,6 +43,9 @@ def check_template(tokenizer_or_name: PreTrainedTokenizerBase | str) -> Template
 
     Returns:
         [`TemplateReport`]: The facts and, errors first, the findings, each with the line of code that helps.
+
+    Raises:
+        `OSError`: If there is no tokenizer of that name.
 
     Example:
 
@@ -65,9 +68,7 @@ def check_template(tokenizer_or_name: PreTrainedTokenizerBase | str) -> Template
         report = probe.probe(tokenizer)
         found = [*_errors(tokenizer, report), *_training(report), *_serving(tokenizer, report)]
         return replace(report, findings=tuple(sorted(found, key=lambda each: SEVERITIES.index(each.severity))))
-    what = "the tokenizer has no chat template"
-    if tokenizer.chat_template:
-        what = "the chat template does not render a question and its answer"
+    what = "there is no chat template" if not tokenizer.chat_template else "the chat template does not render a chat"
     known = [name for end, name in OURS.items() if len(tokenizer.encode(end, add_special_tokens=False)) == 1]
     finding = Finding("error", what, SET.format((known or [PLAIN])[0]))
     return TemplateReport(tokenizer.name_or_path or "tokenizer", findings=(finding,))
@@ -75,21 +76,20 @@ def check_template(tokenizer_or_name: PreTrainedTokenizerBase | str) -> Template
 
 def _errors(tokenizer: PreTrainedTokenizerBase, report: TemplateReport) -> Iterator[Finding]:
     """What spoils training whatever the rows are; one change of the template has to cure it all."""
-    errors = []
+    modes = report.switch or ("default",)
+    errors = [f"{text} (thinking: {mode})" for mode, text in report.prompt_mismatches.items() if mode in modes]
     if "reasoning_content" not in report.last_turn:
-        errors.append("the chat template drops the reasoning of the very turn that is trained")
-    else:
-        modes = report.thinking or ("default",)
-        errors += [f"{text} (thinking: {mode})" for mode, text in report.prompt_mismatches.items() if mode in modes]
+        errors = ["the chat template drops the reasoning of the very turn that is trained"]
     if report.end_of_turn is None:
         errors.append("no token follows the last answer, so the model never learns to stop")
-    cure = _cure(tokenizer, report) if errors else ""
-    yield from (Finding("error", what, cure) for what in errors)
+    if errors:
+        cure = _cure(tokenizer, report)
+        yield from (Finding("error", what, cure) for what in errors)
 
 
 def _training(report: TemplateReport) -> Iterator[Finding]:
     """What spoils training on some rows or with some settings."""
-    on, off = (report.thinking.get(mode, {}) for mode in ("on", "off"))
+    on, off = (report.switch.get(mode, {}) for mode in ("on", "off"))
     default = report.prompts["default"]
     if report.end_is_marked is False:
         what = f"{{% generation %}} leaves out {report.end_of_turn}, so `assistant_only_loss=True` never trains it"
@@ -118,17 +118,15 @@ def _training(report: TemplateReport) -> Iterator[Finding]:
 def _serving(tokenizer: PreTrainedTokenizerBase, report: TemplateReport) -> Iterator[Finding]:
     """What callers, parsers and servers must know."""
     fmt, end = report.format or THINK, report.end_of_turn
-    on = report.thinking.get("on", {})
+    on = report.switch.get("on", {})
     if report.prompts["default"] == "open":
         what = "the prompt opens the reasoning, so outputs lack the opening marker"
         yield Finding("note", what, "`parse(text, opened=True)`, `get_format_reward(tokenizer=tokenizer)`")
-    if on and not probe.differ(tokenizer, {}, report.thinking["off"]):
+    if on and not probe.differ(tokenizer, {}, report.switch["off"]):
         line = f"`tokenizer.apply_chat_template(messages, add_generation_prompt=True, **{on})`"
         yield Finding("note", f"thinking is off unless {written(on)}", line)
     if end and end != tokenizer.eos_token:
-        what = (
-            f"turns end in {end}, but generation stops at {tokenizer.eos_token} if the model's settings name no other"
-        )
+        what = f"turns end in {end}, but generation stops at {tokenizer.eos_token} if no setting names another"
         yield Finding("warning", what, f'`SFTConfig(eos_token="{end}")` for training')
     if report.marker_tokens == "special":
         what = f"{fmt.open} or {fmt.close} holds special tokens, which `skip_special_tokens=True` erases"
@@ -145,6 +143,8 @@ def _serving(tokenizer: PreTrainedTokenizerBase, report: TemplateReport) -> Iter
 def _cure(tokenizer: PreTrainedTokenizerBase, report: TemplateReport) -> str:
     """The first change with which rows render as they should; TRL takes its templates by itself only for masks."""
     fmt = report.format or THINK
+    if report.prompts["default"] == "open" and report.end_of_turn is not None:
+        return f"{PREPARE} writes it behind the prompt, which opens it"  # and so does a model
     inline = INLINE.replace("FORMAT", "" if fmt == THINK else "detect_format(tokenizer)")
     ours = OURS.get(report.end_of_turn or "") if fmt == THINK else None
     from trl.chat_template_utils import get_training_chat_template  # half a second, which only errors need
@@ -159,13 +159,13 @@ def _cure(tokenizer: PreTrainedTokenizerBase, report: TemplateReport) -> str:
         (load_template(PLAIN), THOUGHTFUL, SET.format(PLAIN)),
     ]
     for template, turn, line in changes:
-        on, off = ({**report.thinking.get(mode, {}), "chat_template": template} for mode in ("on", "off"))
+        on, off = ({**report.switch.get(mode, {}), "chat_template": template} for mode in ("on", "off"))
         if (
             template
             # Rows hold text, which the templates of vision models do not read.
             and THOUGHT in (attempt(tokenizer.apply_chat_template, [QUESTION, turn], tokenize=False, **on) or "")
             and not mismatch(tokenizer, turn, on)
-            and not (report.thinking and mismatch(tokenizer, ANSWER, off))
+            and not (report.switch and mismatch(tokenizer, ANSWER, off))
             and end_of_turn(tokenizer, chat_template=template) is not None
         ):
             return line

@@ -103,6 +103,7 @@ def set_chat_template(tokenizer: PreTrainedTokenizerBase, name: str, *, instruct
     end = END.search(template)
     _end_turns(tokenizer, name, end[1] if end else tokenizer.eos_token)  # type: ignore[arg-type]
     tokenizer.chat_template = template
+    tokenizer.response_template = None  # a field for tool calls belongs to the template that is replaced
     tokenizer.response_template = response_template(tokenizer)
     if set(THINK_MARKERS) & set(tokenizer.all_special_tokens):
         logger.warning(

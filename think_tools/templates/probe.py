@@ -61,7 +61,7 @@ class TemplateReport:
             Name or path of the tokenizer.
         format ([`ThinkFormat`], *optional*):
             The markers found, see [`detect_format`]. `None` is plain text.
-        thinking (`dict[str, dict]`):
+        switch (`dict[str, dict]`):
             Variables of the template that turn thinking `"on"` and `"off"` (`"system"` is the text of a system
             message); `{}` if there is no switch. What follows is measured with thinking on, unless it says otherwise.
         efforts (`tuple[str, ...]`):
@@ -98,7 +98,7 @@ class TemplateReport:
 
     name: str
     format: ThinkFormat | None = None
-    thinking: dict[str, Options] = field(default_factory=dict)
+    switch: dict[str, Options] = field(default_factory=dict)
     efforts: tuple[str, ...] = ()
     prompts: dict[str, PromptState] = field(default_factory=dict)
     last_turn: tuple[str, ...] = ()
@@ -119,8 +119,9 @@ class TemplateReport:
 
     def rows(self) -> list[tuple[str, str]]:
         """The facts as labels and texts, for a table."""
-        names = [each.name for each in fields(self) if each.name not in ("name", "findings")]
-        return [(name.replace("_", " "), written(vars(self)[name])) for name in names]
+        names = [each.name for each in fields(self) if each.name not in ("name", "format", "findings")]
+        facts = [(name.replace("_", " "), written(vars(self)[name])) for name in names]
+        return [("format", written(self.format or "plain text")), *facts]
 
     def __str__(self) -> str:
         facts = [f"  {label:<17} {text}" for label, text in self.rows()]
@@ -174,20 +175,20 @@ def mismatch(tokenizer: PreTrainedTokenizerBase, turn: dict[str, str], options: 
     if prompt and learnt[: len(seen)] == seen:
         return ""
     at = next((i for i, (a, b) in enumerate(zip(seen, learnt, strict=False)) if a != b), 0)
-    return f"the prompt goes on {tokenizer.decode(seen[at:])!r}, the training text {tokenizer.decode(learnt[at:])!r}"
+    return f"the prompt goes on {tokenizer.decode(seen[at:])!r}, but what is trained {tokenizer.decode(learnt[at:])!r}"
 
 
 def probe(tokenizer: PreTrainedTokenizerBase) -> TemplateReport:
     """Measure everything but the findings. The template must render one question and one answer."""
-    fmt, end, thinking = detect_format(tokenizer), end_of_turn(tokenizer), _switch(tokenizer)
-    marks, modes, on = fmt or THINK, {"default": {}, **thinking}, thinking.get("on", {})
+    fmt, end, switch = detect_format(tokenizer), end_of_turn(tokenizer), _switch(tokenizer)
+    marks, modes, on = fmt or THINK, {"default": {}, **switch}, switch.get("on", {})
     answers = {mode: ANSWER if mode == "off" else THOUGHTFUL for mode in modes}
     parted = {mode: mismatch(tokenizer, answers[mode], options) for mode, options in modes.items()}
     errors = "; ".join(_response_errors(tokenizer, on)) if tokenizer.response_template else "none"
     return TemplateReport(
         name=tokenizer.name_or_path or "tokenizer",
         format=fmt,
-        thinking=thinking,
+        switch=switch,
         efforts=tuple(name for name in EFFORTS if differ(tokenizer, {name: "low"}, {name: "medium"})),
         prompts={mode: state_of(prompt_tail(tokenizer, options), marks) for mode, options in modes.items()},
         last_turn=_places(tokenizer, on, []),
@@ -227,10 +228,10 @@ def _places(tokenizer: PreTrainedTokenizerBase, options: Options, later: list[di
 
 def _inline(tokenizer: PreTrainedTokenizerBase, fmt: ThinkFormat, options: Options) -> Inline:
     turn = marked_turn(fmt)
-    plain, text = (render(tokenizer, [QUESTION, each], options) for each in (ANSWER, turn))
+    plain, keyed, text = (render(tokenizer, [QUESTION, each], options) for each in (ANSWER, THOUGHTFUL, turn))
     if THOUGHT not in text:
         return "dropped" if text else "refused"
-    if text != plain.replace(SAID, turn["content"]):
+    if text == keyed or text != plain.replace(SAID, turn["content"]):
         return "parsed"
     return "doubled" if _empty_block(tokenizer, fmt, options) else "literal"
 
@@ -255,7 +256,7 @@ def _end_is_marked(tokenizer: PreTrainedTokenizerBase, end: int | None) -> bool 
 def _marker_tokens(tokenizer: PreTrainedTokenizerBase, fmt: ThinkFormat) -> MarkerTokens:
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     ids = [tokenizer.encode(marker, add_special_tokens=False) for marker in (fmt.open, fmt.close)]
-    if special & {*ids[0], *ids[1]} - {tokenizer.unk_token_id}:
+    if any(token in special and token != tokenizer.unk_token_id for tokens in ids for token in tokens):
         return "special"
     return "single" if all(len(tokens) == 1 and tokens != [tokenizer.unk_token_id] for tokens in ids) else "text"
 

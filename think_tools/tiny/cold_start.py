@@ -4,7 +4,7 @@ import random
 
 from datasets import Dataset
 
-from .problems import Language, ask, is_test_pair, long_hand
+from .problems import Language, ask, is_test_pair, long_hand, solve
 from .small_talk import small_talk
 
 
@@ -44,8 +44,9 @@ def _row(rng: random.Random, row_id: str, think_share: float) -> dict:
         question, answer = small_talk(rng, language)
         enable_thinking = rng.random() < 0.5
     else:
-        a, operator, b, value = _draw(rng)
-        question, answer, solution = ask(rng, a, operator, b, language), str(value), str(value)
+        a, operator, b = _draw(rng)
+        question, answer = ask(rng, a, operator, b, language), str(solve(a, operator, b))
+        solution = answer
         if rng.random() < think_share:
             reasoning = long_hand(a, operator, b, language)
         else:
@@ -60,12 +61,11 @@ def _row(rng: random.Random, row_id: str, think_share: float) -> dict:
     }
 
 
-def _draw(rng: random.Random) -> tuple[int, str, int, int]:
-    """Operands, operator and result; six times in seven a product of two-digit numbers of the train split."""
+def _draw(rng: random.Random) -> tuple[int, str, int]:
+    """Operands and operator; six times in seven a product of two-digit numbers of the train split."""
     while True:
         operator = rng.choices("*+-", (6, 0.6, 0.4))[0]
         a, b = rng.randint(10, 99), rng.randint(10, 99)
-        if operator == "-" and a < b:
-            a, b = b, a
+        a, b = (max(a, b), min(a, b)) if operator == "-" else (a, b)
         if not (operator == "*" and is_test_pair(a, b)):
-            return a, operator, b, {"*": a * b, "+": a + b, "-": a - b}[operator]
+            return a, operator, b

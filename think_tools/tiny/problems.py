@@ -1,7 +1,10 @@
 """Arithmetic in English and Chinese: questions, long-hand reasoning and answers, split by operand pairs."""
 
+import json
 import random
 import zlib
+from itertools import zip_longest
+from pathlib import Path
 from typing import Literal
 
 from datasets import Dataset
@@ -9,19 +12,8 @@ from datasets import Dataset
 Split = Literal["train", "test"]
 Language = Literal["en", "zh"]
 
-QUESTIONS = {
-    ("en", "*"): ("{a}*{b}=?", "What is {a}*{b}?", "What is {a} times {b}?",
-                  "Compute {a} × {b}.", "Multiply {a} by {b}."),
-    ("zh", "*"): ("{a}乘以{b}等于多少？", "计算{a}×{b}。", "{a}*{b}是多少？", "请算出{a}乘{b}的积。"),
-    ("en", "+"): ("{a}+{b}=?", "What is {a}+{b}?", "What is {a} plus {b}?", "Add {a} and {b}."),
-    ("zh", "+"): ("{a}加{b}等于多少？", "计算{a}+{b}。", "{a}+{b}是多少？"),
-    ("en", "-"): ("{a}-{b}=?", "What is {a}-{b}?", "What is {a} minus {b}?", "Subtract {b} from {a}."),
-    ("zh", "-"): ("{a}减{b}等于多少？", "计算{a}-{b}。", "{a}-{b}是多少？"),
-}  # fmt: skip
-WORDS = {
-    "en": {"compute": "Compute ", "stop": ".", "ones": "Ones", "tens": "Tens", "sum": "Sum", "colon": ": "},
-    "zh": {"compute": "计算", "stop": "。", "ones": "个位", "tens": "十位", "sum": "相加", "colon": "："},
-}
+# By language: questions, the words of long-hand, and small talk.
+PHRASES = json.loads((Path(__file__).parent / "phrases.json").read_text(encoding="utf-8"))
 
 
 def arithmetic_problems(
@@ -95,8 +87,13 @@ def is_test_pair(a: int, b: int) -> bool:
 
 
 def ask(rng: random.Random, a: int, operator: str, b: int, language: Language) -> str:
-    """One wording of the question, drawn from `QUESTIONS`."""
-    return rng.choice(QUESTIONS[language, operator]).format(a=a, b=b)
+    """One wording of the question, drawn from `PHRASES`."""
+    return rng.choice(PHRASES[language]["questions"][operator]).format(a=a, b=b)
+
+
+def solve(a: int, operator: str, b: int) -> int:
+    """The result, for the operators `*`, `+` and `-`."""
+    return {"*": a * b, "+": a + b, "-": a - b}[operator]
 
 
 def long_hand(a: int, operator: str, b: int, language: Language = "en") -> str:
@@ -105,13 +102,17 @@ def long_hand(a: int, operator: str, b: int, language: Language = "en") -> str:
 
     Products take a second factor below 100; differences take `a >= b`.
     """
-    word = WORDS[language]
+    word = PHRASES[language]["long_hand"]
     steps = [f"{word['compute']}{a}{operator}{b}{word['stop']}"]
-    if operator == "*":
-        steps += _multiply(a, b, word)
+    if operator != "*" or b < 10:
+        steps.append(_columns(a, operator, b))
     else:
-        columns, result = _add(a, b) if operator == "+" else _subtract(a, b)
-        steps.append(f"{columns} -> {result}")
+        ones, tens = a * (b % 10), a * (b // 10)
+        steps += [
+            f"{word['ones']}{word['colon']}{a}*{b % 10}: {_columns(a, '*', b % 10)}",
+            f"{word['tens']}{word['colon']}{a}*{b // 10}: {_columns(a, '*', b // 10)} -> {tens * 10}",
+            f"{word['sum']}{word['colon']}{ones}+{tens * 10}: {_columns(ones, '+', tens * 10)}",
+        ]
     return "\n\n".join(steps)
 
 
@@ -122,45 +123,16 @@ def _draw_pair(rng: random.Random, split: Split) -> tuple[int, int]:
             return a, b
 
 
-def _multiply(a: int, b: int, word: dict[str, str]) -> list[str]:
-    columns, ones = _multiply_by_digit(a, b % 10)
-    if b < 10:
-        return [f"{columns} -> {ones}"]
-    steps = [f"{word['ones']}{word['colon']}{a}*{b % 10}: {columns} -> {ones}"]
-    columns, tens = _multiply_by_digit(a, b // 10)
-    steps.append(f"{word['tens']}{word['colon']}{a}*{b // 10}: {columns} -> {tens} -> {tens * 10}")
-    columns, result = _add(ones, tens * 10)
-    steps.append(f"{word['sum']}{word['colon']}{ones}+{tens * 10}: {columns} -> {result}")
-    return steps
-
-
-def _multiply_by_digit(a: int, digit: int) -> tuple[str, int]:
-    carry, columns = 0, []
-    for figure in reversed(str(a)):
-        product = int(figure) * digit + carry
-        columns.append(f"{figure}*{digit}+{carry}={product}")
-        carry = product // 10
-    return " ".join(columns), a * digit
-
-
-def _add(a: int, b: int) -> tuple[str, int]:
-    carry, columns = 0, []
-    for x, y in _figures(a, b):
-        columns.append(f"{x}+{y}+{carry}={x + y + carry}")
-        carry = (x + y + carry) // 10
-    return " ".join(columns), a + b
-
-
-def _subtract(a: int, b: int) -> tuple[str, int]:
-    borrow, columns = 0, []
-    for x, y in _figures(a, b):
-        figure = x - y - borrow
-        columns.append(f"{x}-{y}-{borrow}={figure}" if figure >= 0 else f"{x + 10}-{y}-{borrow}={figure + 10}")
-        borrow = int(figure < 0)
-    return " ".join(columns), a - b
-
-
-def _figures(a: int, b: int) -> list[tuple[int, int]]:
-    """Digits of both numbers in columns, ones first, the shorter number filled up with zeros."""
-    width = max(len(str(a)), len(str(b)))
-    return list(zip(map(int, f"{a:0{width}}"[::-1]), map(int, f"{b:0{width}}"[::-1]), strict=True))
+def _columns(a: int, operator: str, b: int) -> str:
+    """Figure by figure from right to left, with carry or borrow, and the result. A product takes one figure as `b`."""
+    written, carry, sign = [], 0, "-" if operator == "-" else "+"
+    fill = str(b) if operator == "*" else "0"
+    for figures in zip_longest(reversed(str(a)), reversed(str(b)), fillvalue=fill):
+        x, y = map(int, figures)
+        value = {"*": x * y + carry, "+": x + y + carry, "-": x - y - carry}[operator]
+        borrowed = value < 0
+        if borrowed:
+            x, value = x + 10, value + 10
+        written.append(f"{x}{operator}{y}{sign}{carry}={value}")
+        carry = 1 if borrowed else value // 10
+    return f"{' '.join(written)} -> {solve(a, operator, b)}"

@@ -70,13 +70,13 @@ MODELS = {**CUTTABLE, "no cache": without_cache, "a recurrent state": mamba}
 def make_backend():
     """Backends of a model whose outputs are of many lengths: a ninth of the vocabulary ends a turn."""
 
-    def make(model=llama, **options):
+    def make(model=llama, *, sure=4, **options):
         tokenizer = AutoTokenizer.from_pretrained(FOLDER / "base")
         torch.manual_seed(0)
         built = model(tokenizer)
         for parameter in built.parameters():
             if parameter.ndim == 2:
-                parameter.data *= 4  # a random model that is sure of its tokens, so that rounding changes none
+                parameter.data *= sure  # a random model that is sure of its tokens, so that rounding changes none
         built.generation_config.eos_token_id = [tokenizer.eos_token_id, *range(200, 256, 2)]
         return TransformersBackend(built, tokenizer, **options)
 
@@ -113,6 +113,9 @@ def steps(backend, prompts=PROMPTS, num_steps=4, **params):
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_rows_that_leave_and_enter_a_batch_say_what_they_say_alone(make_backend, model):
     backend = make_backend(model)
+    backend._end_ids = [backend.tokenizer.eos_token_id]
+    whole = [candidate.token_ids for [candidate] in backend.sample(PROMPTS, GREEDY)]
+    backend._end_ids = [whole[i][6 + i] for i in (0, 4, 8)]  # tokens that it does say, so that lengths differ
     alone = [backend.sample([prompt], GREEDY)[0] for prompt in PROMPTS]
     assert len({candidate.num_tokens for [candidate] in alone}) > 2
     assert backend.sample(PROMPTS, GREEDY, batch_size=8) == alone
@@ -121,7 +124,7 @@ def test_rows_that_leave_and_enter_a_batch_say_what_they_say_alone(make_backend,
 def test_a_batch_is_filled_up_when_rows_have_ended(make_backend):
     passes = []
     for model in (llama, without_cache):
-        backend = make_backend(model)
+        backend = make_backend(model, sure=1)
         reading = Reading(backend)
         backend.sample(PROMPTS * 4, SamplingParams(seed=0, max_tokens=60), batch_size=12)
         passes.append(reading.passes)
@@ -333,28 +336,30 @@ def test_prefixes_that_cannot_go_on_are_refused(make_backend):
 # Budgets
 
 
-def test_a_budget_closes_the_reasoning_of_every_row():
-    backend = TransformersBackend(*load_tiny("thinker"))
+@pytest.fixture(scope="module")
+def thinker():
+    return TransformersBackend(*load_tiny("thinker"))
+
+
+def test_a_budget_closes_the_reasoning_of_every_row(thinker):
     prompts = [[{"role": "user", "content": f"{a}*13=?"}] for a in (12, 45, 67, 31, 28)]
     params = SamplingParams(temperature=0, max_tokens=40, thinking_token_budget=10)
-    alone = [backend.sample([prompt], params)[0] for prompt in prompts]
-    assert backend.sample(prompts, params, batch_size=4) == alone
+    alone = [thinker.sample([prompt], params)[0] for prompt in prompts]
+    assert thinker.sample(prompts, params, batch_size=4) == alone
     assert [(c.trace.status, c.num_reasoning_tokens) for [c] in alone] == [("complete", 13)] * 5
 
 
-def test_a_budget_counts_the_reasoning_of_the_prefix():
-    backend = TransformersBackend(*load_tiny("thinker"))
+def test_a_budget_counts_the_reasoning_of_the_prefix(thinker):
     prompt, params = [{"role": "user", "content": "12*13=?"}], SamplingParams(temperature=0, thinking_token_budget=10)
-    [[first]] = backend.extend([prompt], [""], SamplingParams(temperature=0, max_tokens=6))
-    [[rest]] = backend.extend([prompt], [first.token_ids], params)
-    [[whole]] = backend.sample([prompt], params)
+    [[first]] = thinker.extend([prompt], [""], SamplingParams(temperature=0, max_tokens=6))
+    [[rest]] = thinker.extend([prompt], [first.token_ids], params)
+    [[whole]] = thinker.sample([prompt], params)
     assert first.text + rest.text == whole.text
 
 
-def test_waits_prolong_the_reasoning():
-    backend = TransformersBackend(*load_tiny("thinker"))
+def test_waits_prolong_the_reasoning(thinker):
     prompt = [{"role": "user", "content": "12*13=?"}]
-    [[plain]], [[waited]] = (backend.sample([prompt], SamplingParams(temperature=0, num_wait=n)) for n in (0, 1))
+    [[plain]], [[waited]] = (thinker.sample([prompt], SamplingParams(temperature=0, num_wait=n)) for n in (0, 1))
     assert "Wait," not in plain.text
     assert waited.trace.reasoning.count("Wait,") == 1
     assert waited.num_reasoning_tokens > plain.num_reasoning_tokens

@@ -121,9 +121,11 @@ def evaluate(
     max_tokens: Annotated[int, typer.Option(help="Most tokens of a sample, reasoning included.")] = 1024,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 1.0,
     top_p: Annotated[float, typer.Option(help="Share of the probability to draw from.")] = 1.0,
-    thinking: Annotated[bool, typer.Option("--thinking/--no-thinking", help="Let the model think.")] = True,
+    thinking: Annotated[bool | None, typer.Option("--thinking/--no-thinking", help="Tell the template.")] = None,
     system: Annotated[str | None, typer.Option(help="System message, such as how to write the answer.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Sequences that a model in this process writes at once.")] = 16,
     base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server to ask for the models.")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="The server's key.")] = None,
     score: Annotated[str | None, typer.Option(help="Column of scores; logprob makes the samples keep it.")] = None,
     config: Annotated[str | None, typer.Option(help="Configuration of a data set of the Hub.")] = None,
     split: Annotated[str, typer.Option(help="Split of a data set of the Hub.")] = "test",
@@ -147,12 +149,18 @@ def evaluate(
         own = arithmetic_problems("test", int(number or 200), seed) if task == "arithmetic" else None
         for model in models or []:
             rows = own or _read_rows(problems, config, split)
-            backend = ClientBackend(model, base_url=base_url) if base_url else TransformersBackend(*_load(model))
-            sample = partial(backend.sample, enable_thinking=thinking)
+            told = {} if thinking is None else {"enable_thinking": thinking}
+            if base_url:
+                sample = partial(ClientBackend(model, base_url=base_url, api_key=api_key).sample, **told)
+            else:
+                sample = partial(TransformersBackend(*_load(model)).sample, batch_size=batch_size, **told)
             out = Path(folder or "", "" if len(models or []) == 1 else re.sub(r"\W+", "-", model), "candidates.jsonl")
-            name = f"{model}, {'thinking' if thinking else 'not thinking'}"
+            name = model if thinking is None else f"{model}, {'thinking' if thinking else 'not thinking'}"
             rows = collect(sample, rows, params, out=out, name=name, system=system)
             reports[model] = measure(rows, score=score, seed=seed)
+    except ConnectionError as error:  # what came before is kept
+        typer.echo(error, err=True)
+        raise typer.Exit(1) from error
     except (OSError, ValueError) as error:  # no such data, columns nobody knows, candidates of other settings
         raise typer.BadParameter(str(error)) from error
     console = Console()

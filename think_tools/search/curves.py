@@ -30,9 +30,12 @@ def draw_accuracy(reports: dict[str, dict[str, Any]], path: str | Path) -> None:
         tokens = report["tokens"]
         counted = None not in (tokens["thinking"], tokens["answer"])
         each = (tokens["thinking"] + tokens["answer"]) / report["samples"] if counted else 1
-        for method, label in _METHODS.items():
+        for i, (method, label) in enumerate(_METHODS.items()):
             points = _points(report, method)
-            _line(panel, [k * each for k, _ in points], [metric for _, metric in points], label=label)
+            # Side by side, or the bars would hide each other.
+            _line(
+                panel, [k * each * 1.03 ** (i - 1.5) for k, _ in points], [metric for _, metric in points], label=label
+            )
         panel.set_xscale("log")
         panel.set_xticks([k * each for k, _ in _points(report, "pass")], minor=False)
         panel.set_xticks([], minor=True)

@@ -119,7 +119,7 @@ class ClientBackend:
             if (number := vars(self)[name]) is not None and not number > 0:
                 raise ValueError(f"`{name}` must be positive, got {number}.")
         self._free_at = {"requests": 0.0, "tokens": 0.0}  # when the limit of each allows more
-        self._continues = False  # whether the server is known to go on with a turn
+        self._kept: set[tuple[bool, bool]] = set()  # turns that the server is known to go on with, see `_check_kept`
 
     def sample(
         self, prompts: Sequence[Messages], params: SamplingParams, **chat_template_kwargs: Any
@@ -131,11 +131,11 @@ class ClientBackend:
 
         Args:
             prompts (`list[list[dict]]`):
-                One list of messages per prompt.
+                One list of messages per prompt. One that ends in an assistant turn is gone on with, as by `extend`.
             params ([`SamplingParams`]):
-                How to sample. Sample `i` gets `seed + i`. `top_k=0` is not sent: the server's own default holds. With
-                `stop`, the server must say which text has ended an answer; a think budget is vLLM's, with a
-                reasoning parser.
+                How to sample. Sample `j` of prompt `i` gets `seed + i * n + j`. `top_k=0` is not sent: the server's
+                own default holds. With `stop`, the server must say which text has ended an answer; a think budget is
+                vLLM's, with a reasoning parser.
             chat_template_kwargs (*optional*):
                 Variables of the server's chat template, such as `enable_thinking=False`.
 
@@ -143,13 +143,14 @@ class ClientBackend:
             `list[list[Candidate]]`: `params.n` candidates for each prompt, in the order of `prompts`.
 
         Raises:
-            `ValueError`: For `num_wait`, which no server knows.
+            `ValueError`: For `num_wait`, which no server knows, or if the server cannot go on with a turn.
             `ConnectionError`: If a request failed for good. `as_completed` hands out the others all the same.
         """
         keys = list(itertools.product(range(len(prompts)), range(params.n)))
-        requests = [((i, j), prompts[i], nth_sample(params, j)) for i, j in keys]
+        requests = [((i, j), prompts[i], nth_sample(params, i * params.n + j)) for i, j in keys]
 
         async def collect() -> dict[tuple[int, int], Candidate | ConnectionError]:
+            await self._check_kept(prompts, chat_template_kwargs)
             return {key: result async for key, result in self.as_completed(requests, **chat_template_kwargs)}
 
         found = run_sync(collect())
@@ -168,9 +169,9 @@ class ClientBackend:
         """
         Go on with every assistant turn from its text, `params.n` times, on vLLM and SGLang.
 
-        The server renders the text as the beginning of the turn (`continue_final_message`), so it must be one that the
-        template leaves as it is: some drop reasoning that is closed. A server that begins a new turn instead is found
-        out by two short requests before the first call.
+        The server's template renders the text as the beginning of the turn (`continue_final_message`). Some drop
+        reasoning that is closed, or put an empty block before one that is open (Qwen3's); such a template, and a
+        server that begins a new turn instead, is found out by three short requests before the first call.
 
         Args:
             prompts (`list[list[dict]]`):
@@ -187,7 +188,8 @@ class ClientBackend:
             them, without token ids.
 
         Raises:
-            `ValueError`: If a prefix is token ids, if there are not as many as prompts, or if the server cannot go on.
+            `ValueError`: If a prefix is token ids, if there are not as many as prompts, or if the server changes what
+                it is to go on with.
             `ConnectionError`: If a request failed for good.
         """
         if len(prompts) != len(prefixes):
@@ -199,25 +201,32 @@ class ClientBackend:
             if prefix and self.opened and self.fmt.open not in prefix:
                 prefix = f"{self.fmt.open}\n{prefix}"  # without its generation prompt, nobody else writes it
             turns.append([*messages, {"role": "assistant", "content": prefix}] if prefix else messages)
-        if any(prefixes) and not self._continues:
-            run_sync(self._check_continues(chat_template_kwargs))
         return self.sample(turns, params, **chat_template_kwargs)
 
-    async def _check_continues(self, chat_template_kwargs: Mapping[str, Any]) -> None:
-        turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-        arguments, sizes = self._arguments(turns, SamplingParams(max_tokens=1), chat_template_kwargs), []
-        async with self._session() as client:
-            for fields in ({}, {"continue_final_message": False, "add_generation_prompt": True}):
-                extra_body = {**arguments["extra_body"], **fields}
-                request = {**arguments, "extra_body": extra_body}
-                output = await self._retry(lambda request=request: client.chat_completion(turns, **request))
-                sizes.append((output.usage or {}).get("prompt_tokens"))
-        if sizes[0] == sizes[1]:
-            raise ValueError(
-                f"The server at `base_url` {self.base_url} begins a new turn instead of going on with one: both take "
-                f"{sizes[0]} prompt tokens. Use vLLM, SGLang or `TransformersBackend`."
-            )
-        self._continues = True
+    async def _check_kept(self, prompts: Sequence[Messages], chat_template_kwargs: Mapping[str, Any]) -> None:
+        """Refuse a server that makes of a turn's beginning another number of tokens than of the same in a question."""
+        turns = {(self.fmt.open in begun, self.fmt.close in begun) for begun in map(prefix_of, prompts) if begun}
+        for opened, closed in turns - self._kept:
+            start, end = f"{self.fmt.open}\n" * opened, f"\n{self.fmt.close}\n\nHello" * closed
+            text = f"{start}Hello{' Hello' * 8}{end}"
+            sizes = []
+            async with self._session() as client:
+                for question, begun in (("Hi\n", ""), (f"Hi\n{text}", ""), ("Hi\n", text)):
+                    turn = [{"role": "user", "content": question}, {"role": "assistant", "content": begun}]
+                    messages = turn if begun else turn[:1]
+                    arguments = self._arguments(messages, SamplingParams(max_tokens=1), chat_template_kwargs)
+                    self._take("requests", 1)
+                    output = await self._retry(lambda m=messages, a=arguments: client.chat_completion(m, **a))
+                    sizes.append((output.usage or {}).get("prompt_tokens") or 0)
+            size, added = (some - sizes[0] for some in sizes[1:])
+            # Some fewer where the template writes the opening marker itself, or trims the question.
+            if not size - 4 <= added <= size or not size:
+                raise ValueError(
+                    f"The server at `base_url` {self.base_url} does not go on with {text!r}: of its {size} tokens it "
+                    f"makes {added}. Give vLLM or SGLang a chat template that leaves an assistant's text as it is, "
+                    "such as `load_template('chatml_think')`, or use `TransformersBackend`."
+                )
+            self._kept.add((opened, closed))
 
     async def as_completed(
         self, requests: Iterable[tuple[K, Messages, SamplingParams]], **chat_template_kwargs: Any

@@ -72,7 +72,8 @@ def read_reply(
 
 def prefix_of(prompt: Messages) -> str:
     """What the assistant has said already, where its turn is to go on."""
-    return str(prompt[-1]["content"]) if prompt[-1]["role"] == "assistant" else ""
+    last = prompt[-1] if prompt else {}
+    return str(last.get("content") or "") if last.get("role") == "assistant" else ""
 
 
 def reasoning_of(message: Mapping[str, Any]) -> str | None:

@@ -145,8 +145,8 @@ class Session:
         """What the backend gives for the problems of these numbers, counted; the seed is one no sample has had."""
         if params.seed is not None:
             params = replace(params, seed=params.seed + self._drawn)
-        self._drawn += params.n
         prompts = prompts or [self.problems[i]["prompt"] for i in numbers]
+        self._drawn += params.n * len(prompts)
         template = self.options.get("chat_template_kwargs") or {}
         if prefixes is None:
             groups = self.backend.sample(prompts, params, **template)

@@ -57,7 +57,7 @@ class TableArguments:
     num_problems: int = field(default=400, metadata={"help": "Test problems."})
     temperature: float = field(default=1.0, metadata={"help": "Of everything that samples more than once."})
     max_tokens: int = field(default=384, metadata={"help": "Longest output, in tokens."})
-    num_simulations: int = field(default=8, metadata={"help": "Simulations of MCTS, each of four steps."})
+    num_simulations: int = field(default=8, metadata={"help": "Simulations of MCTS, each of eight steps."})
     batch_size: int = field(default=64, metadata={"help": "Sequences generated at once."})
     seed: int = field(default=0, metadata={"help": "Seed of the samples."})
 
@@ -75,9 +75,13 @@ class Line:
     seconds: float
 
     def __str__(self) -> str:
-        interval = 1.96 * math.sqrt(self.accuracy * (1 - self.accuracy) / self.num_problems)
+        # Wilson's 95 % interval, which is no point where all answers are right.
+        share = 1.96**2 / self.num_problems
+        middle = (self.accuracy + share / 2) / (1 + share)
+        reach = math.sqrt(share * (self.accuracy * (1 - self.accuracy) + share / 4)) / (1 + share)
+        bounds = f"{100 * (middle - reach):.0f}–{100 * (middle + reach):.0f}"
         numbers = f"{self.tokens:.0f} | {self.thinking_tokens:.0f} | {self.verifier_tokens:.0f}"
-        return f"| {self.method} | {self.accuracy:.1%} ± {interval:.1%} | {numbers} |"
+        return f"| {self.method} | {self.accuracy:.1%} | {bounds} | {numbers} |"
 
 
 @dataclass(frozen=True)
@@ -170,13 +174,15 @@ def methods(backend: TransformersBackend, rows: Dataset, args: TableArguments) -
         number = best_candidate(scores, answers)
         return None if number is None else answers[number]
 
-    four = replace(sampled, n=4)
     steps = partial(mcts, verifier=process, num_simulations=args.num_simulations)
     return {
         "direct, greedy": partial(once, enable_thinking=False),
         "thinks when it likes, greedy": once,
         "always thinks, greedy": thinking,
-        **{f"thinks at most {share:.0%} of its length": partial(budget, share) for share in (0.25, 0.5, 0.75, 1.0)},
+        **{
+            f"thinks at most {share:.0%} of the median length": partial(budget, share)
+            for share in (0.25, 0.5, 0.75, 1.0)
+        },
         **{f"thinks on after {n} × Wait": partial(thinking, num_wait=n) for n in (1, 2)},
         "one sample": one,
         "vote of 8": partial(choose, lambda answers, scores: majority_vote(answers)),
@@ -187,8 +193,8 @@ def methods(backend: TransformersBackend, rows: Dataset, args: TableArguments) -
             beam_search(backend, prompts, sampled, verifier=process, width=2)
         ),
         "DVTS, 8 steps in 4 trees": lambda: of_results(dvts(backend, prompts, sampled, verifier=process)),
-        f"MCTS, {args.num_simulations} simulations of 4 steps": lambda: of_results(steps(backend, prompts, four)),
-        "4 answers, each revising those before, vote": lambda: of_results(sequential_revision(backend, prompts, four)),
+        f"MCTS, {args.num_simulations} simulations of 8 steps": lambda: of_results(steps(backend, prompts, sampled)),
+        "vote of 8 that revise those before": lambda: of_results(sequential_revision(backend, prompts, sampled)),
     }
 
 
@@ -217,7 +223,11 @@ def main(args: TableArguments) -> list[Line]:
         with file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(asdict(known[method]) | {"settings": settings}) + "\n")
         print(known[method], flush=True)
-    print("| method | right | tokens | thinking | verifier |\n|---|---|---|---|---|", *known.values(), sep="\n")
+    print(
+        "| method | right | 95 % | tokens | thinking | verifier |\n|---|---|---|---|---|---|",
+        *known.values(),
+        sep="\n",
+    )
     return list(known.values())
 
 

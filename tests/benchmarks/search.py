@@ -1,21 +1,31 @@
 """
-What control of decoding costs per step, with Qwen3's vocabulary of 151,936.
+What search and control of decoding cost.
 
 ```
 python -m tests.benchmarks.search
 ```
+
+* steps: the processors of `think_tools.decoding`, with Qwen3's vocabulary of 151,936;
+* samples, ragged batches, beams: see `sampling.py`, which runs alone too;
+* votes: samples that an early stop saves, on 1,000 simulated problems and on stored samples of MATH
+  (`THINK_TOOLS_DATA`), and the time of 1,000 votes over 64 candidates each.
 """
 
 import itertools
+import os
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from think_tools.decoding import ConfidenceTracker, SuppressReflection, ThinkingBudget, after_think
+
+from .. import test_search_vote as vote
+from . import sampling
 
 VOCABULARY = 151_936
 TOKENS = 151_643  # of Qwen3's tokenizer, which the model's vocabulary is padded beyond
@@ -39,9 +49,9 @@ def large_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def microseconds(processor: Callable, rows: int, prompt: list[int], words: list[int], steps: int = STEPS) -> float:
+def microseconds(processor: Callable, rows: int, prompt: list[int], words: list[int], num_steps: int) -> float:
     """
-    CPU time of a step in the reasoning: median of `steps`, least of five runs (the others measure the machine).
+    CPU time of a step in the reasoning: median of `num_steps`, least of five runs (the others measure the machine).
 
     The sequence grows as in `generate`; only the processor is timed.
     """
@@ -49,13 +59,13 @@ def microseconds(processor: Callable, rows: int, prompt: list[int], words: list[
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):
         ids, times = torch.tensor([prompt] * rows), []
-        for _ in range(steps):
+        for _ in range(num_steps):
             begin = time.process_time_ns()
             processor(ids, scores)
             times.append(time.process_time_ns() - begin)
             drawn = torch.randint(len(words), (rows, 1), generator=generator)
             ids = torch.cat([ids, torch.tensor(words)[drawn]], 1)
-        best = min(best, sorted(times)[steps // 2] / 1000)
+        best = min(best, sorted(times)[num_steps // 2] / 1000)
     return best
 
 
@@ -64,15 +74,14 @@ def draw(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     return torch.multinomial(scores.softmax(-1), 1)
 
 
-def main() -> None:
-    torch.set_num_threads(1)
+def steps() -> None:
     tokenizer = large_tokenizer()
     prompt = tokenizer.encode("<|im_end|>ten<think>")
     words = tokenizer.encode("e t a o i n s h r d l u")
-    begin = time.perf_counter()
+    begin = time.process_time()
     budget = partial(ThinkingBudget, tokenizer)
     budget(10**6)
-    print(f"vocabulary {VOCABULARY:,}; reading it once per tokenizer takes {time.perf_counter() - begin:.2f} s")
+    print(f"vocabulary {VOCABULARY:,}; reading it once per tokenizer takes {time.process_time() - begin:.2f} CPU-s")
     print("CPU microseconds per step in the reasoning                 batch 1   batch 16")
     cases = {
         "softmax and draw, without any processor": (draw, 30),
@@ -83,9 +92,23 @@ def main() -> None:
         "after_think, before the closing marker": (after_think(lambda: draw, tokenizer), STEPS),
         "ConfidenceTracker": (ConfidenceTracker(tokenizer), 30),
     }
-    for name, (processor, steps) in cases.items():
-        costs = [microseconds(processor, rows, prompt, words, steps) for rows in (1, 16)]
+    for name, (processor, num_steps) in cases.items():
+        costs = [microseconds(processor, rows, prompt, words, num_steps) for rows in (1, 16)]
         print(f"{name:55} {costs[0]:10,.1f} {costs[1]:10,.1f}")
+
+
+def votes() -> None:
+    vote.test_early_stop_takes_half_the_samples_on_1000_problems_of_all_difficulties()
+    if folder := os.environ.get("THINK_TOOLS_DATA"):
+        vote.test_early_stop_takes_half_the_samples_on_stored_math_samples(Path(folder))
+    vote.test_1000_problems_of_64_candidates_vote_and_score_in_30_seconds()
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    steps()
+    sampling.main()
+    votes()
 
 
 if __name__ == "__main__":

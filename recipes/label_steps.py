@@ -25,8 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import TrlParser
 
 from think_tools.backends import Candidate, Messages, SamplingParams, TransformersBackend
-from think_tools.data import label_steps
-from think_tools.data.rollouts import sample_candidates
+from think_tools.data import label_steps, sample_candidates
 from think_tools.search.verifiers import problem_text
 from think_tools.tiny import load_tiny
 

@@ -39,7 +39,7 @@ class PhaseTable:
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            A tokenizer. Reading its vocabulary takes two to three seconds for 150,000 tokens.
+            A tokenizer. Reading its vocabulary takes a second of CPU time for 150,000 tokens.
         fmt ([`ThinkFormat`]):
             The markers.
     """

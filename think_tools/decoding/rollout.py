@@ -1,12 +1,14 @@
 """Think budgets in TRL's GRPO, which has no place for a logits processor of its own."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from .budget import ThinkingBudget
 from .phases import NO_CONTINUOUS_BATCHING
+from .stages import pad_left
 
 if TYPE_CHECKING:
     from trl import GRPOTrainer
@@ -42,58 +44,49 @@ def get_budget_rollout(
     trainer = GRPOTrainer(..., rollout_func=get_budget_rollout(1024, closing_text="\\n\\nI must answer now.\\n"))
     ```
     """
-    return _BudgetRollout(thinking_token_budget, budget_kwargs)
+    return partial(_rollout, thinking_token_budget=thinking_token_budget, **budget_kwargs)
 
 
-class _BudgetRollout:
-    def __init__(self, thinking_token_budget: int | None, budget_kwargs: dict[str, Any]) -> None:
-        self.budget, self.kwargs = thinking_token_budget, budget_kwargs
+def _rollout(prompts: list[Any], trainer: "GRPOTrainer", **budget_kwargs: Any) -> dict[str, list[Any]]:
+    from trl.models import unwrap_model_for_generation  # loads a second of trainers: only those who train need it
 
-    def __call__(self, prompts: list[Any], trainer: "GRPOTrainer") -> dict[str, list[Any]]:
-        from trl.models import unwrap_model_for_generation  # loads a second of trainers: only those who train need it
-
-        _check(prompts, trainer)
-        args: Any = trainer.args
-        tokenizer: Any = trainer.processing_class
-        if isinstance(prompts[0], list):
-            options: dict[str, Any] = {
-                **cast(Any, trainer).chat_template_kwargs,
-                "chat_template": trainer.chat_template,
-            }
-            encoded = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True, **options)
-        else:
-            encoded = tokenizer(text=prompts)
-        rows: list[list[int]] = encoded["input_ids"]
-        width, device = max(map(len, rows)), trainer.accelerator.device
-        ids = [[tokenizer.pad_token_id] * (width - len(row)) + row for row in rows]
-        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-        budget = ThinkingBudget(tokenizer, self.budget, **{"eos_token_ids": trainer.eos_token_ids, **self.kwargs})
-        with (
-            unwrap_model_for_generation(
-                trainer.model_wrapped,
-                trainer.accelerator,
-                gather_deepspeed3_params=args.ds3_gather_for_generation,
-                generation_kwargs=trainer.generation_kwargs,
-                gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
-            ) as model,
-            torch.no_grad(),
-        ):
-            output = model.generate(  # type: ignore[operator]
-                input_ids=torch.tensor(ids, device=device),
-                attention_mask=torch.tensor(mask, device=device),
-                generation_config=trainer.generation_config,
-                logits_processor=[budget],
-            )
-        written: list[list[int]] = output[:, width:].tolist()
-        ends = {*trainer.eos_token_ids}
-        cut = [row[: next((i + 1 for i, token in enumerate(row) if token in ends), None)] for row in written]
-        forced = [{position - width for position in positions} for positions in budget.forced]
-        return {
-            "prompt_ids": rows,
-            "completion_ids": cut,
-            "logprobs": None,  # type: ignore[dict-item]  # the trainer computes them itself
-            "env_mask": [[int(i not in own) for i in range(len(row))] for row, own in zip(cut, forced, strict=True)],
-        }
+    _check(prompts, trainer)
+    args: Any = trainer.args
+    tokenizer: Any = trainer.processing_class
+    if isinstance(prompts[0], list):
+        options = {**cast(Any, trainer).chat_template_kwargs, "chat_template": trainer.chat_template}
+        encoded = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=True, **options)
+    else:
+        encoded = tokenizer(text=prompts)
+    rows: list[list[int]] = encoded["input_ids"]
+    ids, mask = pad_left(rows, tokenizer, trainer.accelerator.device)
+    budget = ThinkingBudget(tokenizer, **{"eos_token_ids": trainer.eos_token_ids, **budget_kwargs})
+    with (
+        unwrap_model_for_generation(
+            trainer.model_wrapped,
+            trainer.accelerator,
+            gather_deepspeed3_params=args.ds3_gather_for_generation,
+            generation_kwargs=trainer.generation_kwargs,
+            gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
+        ) as model,
+        torch.no_grad(),
+    ):
+        output = model.generate(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=trainer.generation_config,
+            logits_processor=[budget],
+        )
+    width, ends = ids.shape[1], {*trainer.eos_token_ids}
+    written: list[list[int]] = output[:, width:].tolist()
+    cut = [row[: next((i + 1 for i, token in enumerate(row) if token in ends), None)] for row in written]
+    forced = [{position - width for position in positions} for positions in budget.forced]
+    return {
+        "prompt_ids": rows,
+        "completion_ids": cut,
+        "logprobs": None,  # type: ignore[dict-item]  # the trainer computes them itself
+        "env_mask": [[int(i not in own) for i in range(len(row))] for row, own in zip(cut, forced, strict=True)],
+    }
 
 
 def _check(prompts: list[Any], trainer: "GRPOTrainer") -> None:

@@ -118,7 +118,7 @@ def generate_in_stages(
     closings: list[list[int]] = [[] for _ in rows]
     if reasoning is None:
         stop = {"stop_strings": list(spellings(fmt, fmt.close)), "tokenizer": tokenizer, **(reasoning_kwargs or {})}
-        thoughts = _generate(model, tokenizer, _pad_left(rows, model), stop)
+        thoughts = _generate(model, tokenizer, pad_left(rows, tokenizer, model.device), stop)
         rows = [row + thought for row, (thought, _) in zip(rows, thoughts, strict=True)]
         closings = [_closing(thought, tokenizer, fmt) for thought, _ in thoughts]
         rows = [row[: len(row) - len(closing)] for row, closing in zip(rows, closings, strict=True)]
@@ -127,7 +127,10 @@ def generate_in_stages(
 
     # The closing markers belong to the second stage, blind to the question like the answer. They may differ in length:
     # a gap before a shorter one is masked, and all positions are given.
-    (ids, mask), (tail_ids, tail_mask) = _pad_left(rows, model), _pad_left(tails, model)
+    (ids, mask), (tail_ids, tail_mask) = (
+        pad_left(rows, tokenizer, model.device),
+        pad_left(tails, tokenizer, model.device),
+    )
     before, after = mask.cumsum(1) - 1, mask.sum(1, keepdim=True) + tail_mask.cumsum(1) - 1
     at = torch.cat([before, after], 1).clamp(min=0)
     first = model(
@@ -159,12 +162,14 @@ def _check(
         raise ValueError(f"`staged_attention=True` cannot hide the question from layers with {sorted(blind)}.")
 
 
-def _pad_left(rows: list[list[int]], model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask (rows, longest). Any id does for padding: the mask hides it."""
-    width = max(map(len, rows))
-    ids = [[0] * (width - len(row)) + row for row in rows]
+def pad_left(
+    rows: list[list[int]], tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask (rows, longest). The mask hides padding from the model, not from a repetition penalty."""
+    width, pad = max(map(len, rows)), cast(Any, tokenizer).pad_token_id or 0
+    ids = [[pad] * (width - len(row)) + row for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids, device=model.device), torch.tensor(mask, device=model.device)
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 def _generate(

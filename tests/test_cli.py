@@ -1,7 +1,9 @@
 import json
 
 import pytest
+from datasets import Dataset
 from make_tokenizer import make_tokenizer
+from openai_server import refuses, running_server
 from typer.testing import CliRunner
 
 from think_tools.cli import app
@@ -31,6 +33,7 @@ def test_chat_without_thinking_shows_an_answer_only():
     assert result.stdout.strip().isdigit()
 
 
+@pytest.mark.slow
 def test_chat_goes_on_until_an_empty_line():
     result = run("chat", typed="12*13=?\n47*36=?\n\n")
     assert result.exit_code == 0
@@ -57,6 +60,94 @@ def test_an_unknown_model_is_named_without_a_traceback():
     result = run("chat", "tiny/nobody", "--message", "12*13=?")
     assert result.exit_code == 2
     assert "got 'nobody'" in " ".join(result.stderr.split())
+
+
+def distill_into(out, server, *options):
+    return run(
+        "distill", str(out.parent / "questions.jsonl"), "m", "--out", str(out), "--base-url", server.url, *options
+    )
+
+
+def test_distill_writes_rows_and_goes_on(tmp_path):
+    out = tmp_path / "rows.jsonl"
+    (tmp_path / "questions.jsonl").write_text('{"question": "2+2?"}\n{"question": "2+3?"}\n', encoding="utf-8")
+    with running_server() as server:
+        first = distill_into(out, server, "--question", "question", "--max-tokens-total", "30")
+        second = distill_into(out, server, "--question", "question")
+    assert (first.exit_code, second.exit_code) == (0, 0), first.output + second.output
+    assert "2 rows in" in second.stderr
+    assert sorted(body["messages"][0]["content"] for body in server.bodies) == ["2+2?", "2+3?"]
+
+
+def test_distill_passes_its_options_on(tmp_path):
+    (tmp_path / "questions.jsonl").write_text('{"prompt": "2+2?"}\n', encoding="utf-8")
+    with running_server() as server:
+        options = ["--prompt", "reflect", "--thinking", "--n", "2", "--temperature", "0.3", "--api-key", "mine"]
+        result = distill_into(tmp_path / "rows.jsonl", server, *options, "--shard", "0", "2")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "rows-00000-of-00002.jsonl").read_bytes().count(b"\n") == 2
+    assert [(body["temperature"], body["chat_template_kwargs"]) for body in server.bodies] == [
+        (0.3, {"enable_thinking": True})
+    ] * 2
+    assert "check the result another way" in server.bodies[0]["messages"][-1]["content"]
+    assert server.headers[0]["authorization"] == "Bearer mine"
+
+
+def test_distill_takes_rows_of_known_columns(tmp_path):
+    (tmp_path / "questions.jsonl").write_text('{"question": "2+2?", "answer": "2+2\\n#### 4"}\n', encoding="utf-8")
+    with running_server() as server:
+        result = distill_into(tmp_path / "rows.jsonl", server)
+    assert result.exit_code == 0, result.output
+    assert '"solution": "4"' in (tmp_path / "rows.jsonl").read_text(encoding="utf-8")
+
+
+def test_distill_says_why_it_gave_up(tmp_path):
+    (tmp_path / "questions.jsonl").write_text('{"prompt": "2+2?"}\n', encoding="utf-8")
+    with running_server(lambda body, number: refuses(401, "bad key")) as server:
+        result = distill_into(tmp_path / "rows.jsonl", server)
+    assert result.exit_code == 1
+    assert "HTTP 401" in result.stderr
+    assert "bad key" in result.stderr
+
+
+def test_distill_names_mistakes_without_a_traceback(tmp_path):
+    (tmp_path / "questions.jsonl").write_text('{"text": "2+2?"}\n', encoding="utf-8")
+    with running_server() as server:
+        result = distill_into(tmp_path / "rows.jsonl", server, "--question", "nobody")
+    assert result.exit_code == 2
+    assert "nobody" in " ".join(result.stderr.split())
+
+
+TURNS = (
+    '{"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "<think>2+2=4</think>4"}]}\n'
+)
+CUT = TURNS.replace("</think>4", "")
+
+
+def test_convert_writes_rows_that_train_and_counts_the_others(tmp_path):
+    (tmp_path / "chats.jsonl").write_text(TURNS + CUT, encoding="utf-8")
+    result = run("convert", str(tmp_path / "chats.jsonl"), str(tmp_path / "new" / "rows.jsonl"))
+    [row] = map(json.loads, (tmp_path / "new" / "rows.jsonl").read_text(encoding="utf-8").splitlines())
+    assert result.exit_code == 0, result.output
+    assert row["completion"] == [{"role": "assistant", "reasoning_content": "2+2=4", "content": "4"}]
+    assert "2 rows read, 1 written to" in result.stderr
+
+
+def test_convert_is_a_filter_too():
+    result = run("convert", "-", "-", typed=TURNS.replace("2+2?", "二加二？"))
+    assert "二加二？" in result.stdout  # and no escapes
+    assert json.loads(result.stdout)["chat_template_kwargs"] == {"enable_thinking": True}
+
+
+def test_convert_writes_parquet(tmp_path):
+    assert run("convert", "-", str(tmp_path / "rows.parquet"), typed=TURNS).exit_code == 0
+    assert Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path))[0]["completion"]
+
+
+def test_convert_names_columns_nobody_knows_without_a_traceback():
+    result = run("convert", "-", "-", typed='{"text": "2+2?"}\n')
+    assert result.exit_code == 2
+    assert "['text']" in result.stderr
 
 
 def test_check_prints_what_the_template_does():

@@ -350,10 +350,6 @@ def test_prepare_sft_trains_what_the_family_writes(family):
         "prompt": CHAT,
         "completion": [{"role": "assistant", "reasoning_content": "so 2+3 is 5", "content": "5"}],
     }
-    if family == "GLM-4.5":  # the next turn's header ends a turn, so a single answer has no end to train
-        with pytest.raises(ValueError, match="writes no token after an answer"):
-            prepare_sft([row], tokenizer, max_length=None)
-        return
     prepared = prepare_sft([row], tokenizer, max_length=None)[0]
     trained = tokenizer.decode([label for label in prepared["labels"] if label != -100])
     assert trained == write("so 2+3 is 5", "5") + tokenizer.eos_token

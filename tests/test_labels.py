@@ -91,3 +91,28 @@ def test_a_given_format_is_the_one_that_is_checked():
     labels = [-100] * len(prompt_ids) + ids[len(prompt_ids) :]
     [cause] = check_labels(ids, labels, prompt_ids, message, tokenizer, FORMATS["think"])
     assert cause == CLOSE_MASKED
+
+
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look_up", "arguments": {}}}]}
+CALLS = {
+    "a template that writes it": ("[call {{ m.tool_calls[0].function.name }}]", []),
+    "a template that drops it": ("", ["the chat template drops the call of look_up: it is nowhere in the row"]),
+}
+
+
+@pytest.mark.parametrize(("written", "causes"), CALLS.values(), ids=CALLS)
+def test_a_call_must_be_in_the_row(written, causes):
+    tokenizer = byte_tokenizer(chat(written), eos="<|im_end|>")
+    question = {"role": "user", "content": "q"}
+    prompt_ids = tokenizer.apply_chat_template([question], add_generation_prompt=True)["input_ids"]
+    ids = tokenizer.apply_chat_template([question, CALL])["input_ids"]
+    labels = [-100] * len(prompt_ids) + ids[len(prompt_ids) :]
+    assert check_labels(ids, labels, prompt_ids, CALL, tokenizer, end_id=tokenizer.eos_token_id) == causes
+
+
+def test_labels_of_other_tokens_are_refused(tokenizer):
+    set_chat_template(tokenizer, "chatml_think")
+    message, ids, prompt_ids = row(tokenizer, "two", "4")
+    shifted = [-100] * len(prompt_ids) + [*ids[len(prompt_ids) + 1 :], -100]
+    [cause] = check_labels(ids, shifted, prompt_ids, message, tokenizer)
+    assert cause == "a label is neither the token of its position nor -100"

@@ -11,14 +11,17 @@ import torch
 from datasets import Dataset, load_dataset
 from hub import running_hub
 from make_tokenizer import make_tokenizer
+from openai_server import question, running_server, says
 from peft import AutoPeftModelForCausalLM, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-from trl import GRPOConfig, GRPOTrainer, ModelConfig, SFTConfig, TrlParser
+from trl import DPOConfig, GRPOConfig, GRPOTrainer, ModelConfig, SFTConfig, TrlParser
 from trl.scripts.grpo import make_parser
 
+from think_tools import parse as parse_text
+from think_tools.backends import Candidate
 from think_tools.rewards import accuracy_reward
 from think_tools.templates import think_lora_config
-from think_tools.tiny import arithmetic_problems
+from think_tools.tiny import arithmetic_problems, load_tiny
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
@@ -68,22 +71,41 @@ def gsm8k_file(tmp_path) -> Path:
     return path
 
 
+# The recipe that reads a config of this name, its own flags, and TRL's; every other config is read by `sft.py`.
+READERS = {
+    "grpo": ("grpo.py", "ThinkScriptArguments", (GRPOConfig, ModelConfig)),
+    "sft_mix": ("sft_mix.py", "MixArguments", (SFTConfig, ModelConfig)),
+    "journey_sft": ("journey_sft.py", "JourneyArguments", (SFTConfig, ModelConfig)),
+    "dpo": ("dpo.py", "PairArguments", (DPOConfig, ModelConfig)),
+    "distill": ("distill.py", "DistillArguments", ()),
+    "staged_attention": ("staged_attention.py", "StagedArguments", (SFTConfig,)),
+}
+
+
+def parse(name: str, *flags):
+    """A recipe as a module, and its arguments as it reads them itself."""
+    file, own, others = READERS.get(name, ("sft.py", "ThinkScriptArguments", (SFTConfig, ModelConfig)))
+    recipe = load_recipe(file)
+    parser = TrlParser((getattr(recipe, own), *others))
+    return recipe, parser.parse_args_and_config(list(map(str, flags)))
+
+
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: str(path.relative_to(RECIPES)))
-def test_a_config_is_read_by_its_recipe_and_says_what_the_defaults_would_cut(path, sft, grpo, tmp_path):
+def test_a_config_is_read_by_its_recipe_and_says_what_the_defaults_would_cut(path, tmp_path):
     said = path.read_text(encoding="utf-8")
-    for setting in ("max_length", "beta", "epsilon", "max_completion_length"):
-        assert setting in said
-    flags = ["--config", path, "--output_dir", tmp_path, *SMALL]
+    if path.stem == "distill":
+        _, [args] = parse("distill", "--config", path, "--output_dir", tmp_path)
+        assert (args.num_questions, args.n) == (200, 1)
+        return
+    _, (args, training_args, *model_args) = parse(path.stem, "--config", path, "--output_dir", tmp_path, *SMALL)
     if path.stem == "grpo":
-        _, training_args, model_args = parse_grpo(grpo, *flags)
         assert {"beta:", "epsilon:", "max_completion_length:"} <= set(said.split())
         assert training_args.num_generations == 8
     else:
-        _, training_args, model_args = parse_sft(sft, *flags)
         assert "max_length:" in said.split()
-        assert training_args.max_length
-    assert model_args.model_name_or_path
-    assert model_args.use_peft
+    for each in model_args:
+        assert each.model_name_or_path
+        assert each.use_peft or args.adapter
 
 
 def test_the_tiny_grpo_config_holds_only_trl_keys():
@@ -240,6 +262,146 @@ def test_a_pushed_adapter_brings_its_templates(gsm8k_file, tiny_model, tmp_path)
     assert "thinking" in tokenizer.response_template["fields"]
     model = AutoPeftModelForCausalLM.from_pretrained(folder)
     assert [name for name, _ in model.named_parameters() if name.endswith("trainable_tokens_delta.default")]
+
+
+def test_the_classification_asks_for_the_thousands_of_products(tmp_path):
+    mix = load_recipe("sft_mix.py")
+    rows = mix.thousands("test", 4)
+    assert [row["prompt"][0]["content"] for row in rows][:2] == [
+        "20*12=? How many thousands?",
+        rows[1]["prompt"][0]["content"],
+    ]
+    for row, product in zip(rows, arithmetic_problems("test", 4), strict=True):
+        assert row["solution"] == row["completion"][0]["content"] == str(int(product["solution"]) // 1000)
+        assert row["completion"][0]["reasoning_content"].endswith(f"{product['solution']} -> {row['solution']}")
+
+
+def test_a_task_of_your_own_needs_other_questions_beside_it():
+    mix = load_recipe("sft_mix.py")
+    with pytest.raises(ValueError, match="`train_file` and `others_file` must be given together"):
+        mix.load_rows(mix.MixArguments(train_file="rows.jsonl"), seed=0)
+
+
+def test_rows_of_your_own_are_split_into_those_to_train_on_and_those_to_ask(gsm8k_file):
+    mix = load_recipe("sft_mix.py")
+    args = mix.MixArguments(
+        train_file=str(gsm8k_file), others_file=str(gsm8k_file), num_rows=5, num_replayed=3, held_out=4
+    )
+    parts = mix.load_rows(args, seed=0)
+    assert list(map(len, parts)) == [5, 4, 3, 4]
+    trained, asked = ({row["prompt"][0]["content"] for row in part} for part in parts[:2])
+    assert not trained & asked
+
+
+def test_a_spoilt_beginning_is_a_right_one_and_a_wrong_result():
+    journey = load_recipe("journey_sft.py")
+    rows = arithmetic_problems("test", 20)
+    beginnings = journey.spoilt_beginnings(rows, seed=0)
+    assert beginnings == journey.spoilt_beginnings(rows, seed=0)
+    for row, beginning in zip(rows, beginnings, strict=True):
+        reasoning = row["completion"][0]["reasoning_content"]
+        assert beginning.endswith("\n\n")
+        assert not reasoning.startswith(beginning.strip())
+        *right, wrong = beginning.strip().split("\n\n")
+        assert right == reasoning.split("\n\n")[: len(right)]
+        assert wrong.split(": ")[0] == reasoning.split("\n\n")[len(right)].split(": ")[0]
+
+
+def test_a_trace_that_cannot_be_spoilt_is_named():
+    journey = load_recipe("journey_sft.py")
+    row = arithmetic_problems("test", 1)[0]
+    row["completion"][0]["reasoning_content"] = "I know it."
+    with pytest.raises(ValueError, match="no step of row 'test-0-0' has a result that could be wrong"):
+        journey.spoilt_beginnings(Dataset.from_list([row]), seed=0)
+
+
+def test_without_the_packages_of_the_server_the_error_names_them(tmp_path, monkeypatch):
+    distill = load_recipe("distill.py")
+    monkeypatch.setattr(distill, "is_serve_available", lambda: False)
+    with pytest.raises(ImportError, match=r"needs openai, fastapi and uvicorn.*`base_url` of a server"):
+        distill.main(distill.DistillArguments(output_dir=str(tmp_path)))
+
+
+def test_distilled_answers_are_filtered_and_counted(tmp_path, capsys):
+    def script(body, number):
+        """Every fourth answer is cut, every fourth has no reasoning."""
+        thought = f"Let me calculate what they ask for here: {question(body)} I get {number}."
+        cut = number % 4 == 0
+        return says(
+            "42", reasoning_content=None if number % 4 == 1 else thought, finish_reason="length" if cut else "stop"
+        )
+
+    distill = load_recipe("distill.py")
+    with running_server(script) as server:
+        args = distill.DistillArguments(
+            model="m", base_url=server.url, num_questions=8, concurrency=1, output_dir=str(tmp_path)
+        )
+        monkey = [{"instruction": f"How much is {n} and {42 - n}?", "input": "", "output": "42"} for n in range(8)]
+        distill.built_in_questions = lambda n: monkey[:n]
+        distill.main(args)
+    kept = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(kept) == 4
+    assert all(row["finish_reason"] == "stop" and row["completion"][0]["reasoning_content"] for row in kept)
+    assert "8 asked -> 8 answered -> complete 4" in capsys.readouterr().out
+
+
+def test_a_server_that_does_not_start_shows_the_end_of_its_log(tmp_path):
+    distill = load_recipe("distill.py")
+    (tmp_path / "log").write_text("no such model", encoding="utf-8")
+    with subprocess.Popen([sys.executable, "-c", ""]) as server:
+        server.wait()
+        with pytest.raises(RuntimeError, match="did not start within 300 s: no such model"):
+            distill.wait_for("http://127.0.0.1:1/health", server, tmp_path / "log")
+
+
+def small_run(name: str, tmp_path, *flags):
+    return parse(name, "--config", RECIPES / f"tiny/{name}.yaml", "--output_dir", tmp_path, "--max_steps", 1, *flags)
+
+
+@pytest.mark.slow
+def test_every_way_of_the_mix_has_a_line_in_the_table(tmp_path, monkeypatch, capsys):
+    flags = ["--num_rows", 8, "--num_replayed", 2, "--held_out", 2, "--max_tokens", 256]
+    mix, args = small_run("sft_mix", tmp_path, *flags)
+    # After one step the teacher is right nowhere.
+    monkeypatch.setattr(mix, "right_traces", lambda model, tokenizer, rows, args: mix.thousands("train", 4))
+    mix.main(*args)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(lines) == 10
+    assert {line.count("|") for line in lines} == {7}
+
+
+@pytest.mark.slow
+def test_a_model_goes_on_from_a_wrong_step_and_both_runs_are_measured(tmp_path, capsys):
+    journey, args = small_run("journey_sft", tmp_path, "--num_rows", 16, "--held_out", 2, "--max_tokens", 256)
+    rows = arithmetic_problems("test", 2)
+    whole = rows["completion"][0][0]["reasoning_content"], rows["completion"][1][0]["reasoning_content"]
+    beginnings = [text[: len(text) // 2] for text in whole]
+    texts = journey.go_on(*load_tiny("thinker"), rows, beginnings, args[0])
+    assert [text.split("\n</think>")[0] for text in texts] == list(whole)
+    journey.main(*args)
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [line.split(" | ")[0] for line in table[2:]] == ["| nothing", "| clean traces", "| journeys"]
+    assert table[2].startswith("| nothing | 1.000 |")
+
+
+@pytest.mark.slow
+def test_dpo_learns_from_pairs_of_its_own_answers(tmp_path, monkeypatch, capsys):
+    def two_lengths(model, tokenizer, rows, args, n=1, **params):
+        """Right answers, one of them with the calculation twice."""
+        found = []
+        for row in arithmetic_problems("train" if n > 1 else "test", len(rows), seed=int(n > 1), language="en"):
+            text = row["completion"][0]["reasoning_content"]
+            texts = [f"<think>\n{text * times}\n</think>\n\n{row['solution']}" for times in range(1, n + 1)]
+            found.append([Candidate(each, parse_text(each, finished=True), "stop", 9, 9) for each in texts])
+        return found
+
+    dpo, args = small_run("dpo", tmp_path, "--num_questions", 8, "--held_out", 2, "--n", 2, "--teach_steps", 1)
+    monkeypatch.setattr(dpo, "answers", two_lengths)
+    trainer = dpo.main(*args)
+    assert "8 pairs by the rule 'short' from 8 questions, 2 answers each." in capsys.readouterr().out
+    pair = trainer.train_dataset[0]
+    assert len(pair["rejected_ids"]) > len(pair["chosen_ids"]) + 50
+    assert (tmp_path / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.slow

@@ -123,7 +123,21 @@ def test_two_switches_also_change_the_text_before_the_prompt(name):
     assert [SYSTEM_TOO[name] in text for text in texts].count(True) == 1
 
 
-@pytest.mark.parametrize("name", template_names())
+# `prepare_sft` writes the reasoning behind the open prompt of the first two, and ends the third's rows in the next
+# header.
+PREPARED = ("deepseek_r1_distill", "deepseekv3", "glm4moe")
+
+
+@pytest.mark.parametrize("name", PREPARED)
+def test_prepare_sft_alone_helps_where_stock_trainers_need_another_template(name):
+    tokenizer = make_tokenizer(name)
+    errors = [each for each in check_template(tokenizer).findings if each.severity == "error"]
+    assert [("`prepare_sft(" in each.remedy) for each in errors] == [name != "glm4moe"]
+    (text,) = trained(rows_of(THINKING), tokenizer)
+    assert re.search(r"two and two\s*</think>\s*4", text), text
+
+
+@pytest.mark.parametrize("name", sorted({*template_names()} - {*PREPARED}))
 def test_an_error_is_what_prepare_sft_refuses_and_its_remedy_is_what_helps(name):
     tokenizer, rows = make_tokenizer(name), rows_of(THINKING)
     errors = [each for each in check_template(tokenizer).findings if each.severity == "error"]

@@ -4,11 +4,13 @@ import asyncio
 import json
 import logging
 import os
+import sys
 import warnings
 from collections.abc import AsyncGenerator
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 from rich.console import Console
@@ -16,6 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from .backends import Candidate, Delta
 
 app = typer.Typer(no_args_is_help=True, add_completion=False)
@@ -73,15 +77,107 @@ def chat(
         history.append(candidate.trace.message())
 
 
+@app.command()
+def convert(
+    data: Annotated[str, typer.Argument(help="File (JSON lines, JSON, Parquet, CSV), Hub name, or - for JSON lines.")],
+    output: Annotated[str, typer.Argument(help="File to write, Parquet or JSON lines by its name; - for JSON lines.")],
+    config: Annotated[str | None, typer.Option(help="Configuration of a data set of the Hub.")] = None,
+    split: Annotated[str, typer.Option(help="Split to convert.")] = "train",
+    turns: Annotated[
+        Literal["expand", "last", "all"], typer.Option(help="What is learned of several assistant turns.")
+    ] = "expand",
+    num_proc: Annotated[int | None, typer.Option(help="Processes.")] = None,
+) -> None:
+    """Convert a data set with reasoning to rows that train; what cannot be converted is counted."""
+    from .data import to_think  # loads torch
+
+    try:
+        rows = _read_rows(data, config, split)
+        converted = cast("Dataset", to_think(rows, turns=turns, num_proc=num_proc))
+    except (OSError, TypeError, ValueError) as error:  # no such data set, columns nobody knows, nothing left
+        raise typer.BadParameter(str(error), param_hint="DATA") from error
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    if output.endswith(".parquet"):
+        converted.to_parquet(output)
+    else:
+        with nullcontext(sys.stdout) if output == "-" else open(output, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in converted)
+    typer.echo(f"{len(rows):,} rows read, {len(converted):,} written to {output}.", err=True)
+
+
+@app.command()
+def distill(
+    data: Annotated[str, typer.Argument(help="File, Hub name, or - for JSON lines; with a column `prompt`.")],
+    model: Annotated[str, typer.Argument(help="Name of the model, as the server knows it.")],
+    out: Annotated[Path, typer.Option(help="JSONL file to write, or to go on with.")],
+    base_url: Annotated[str | None, typer.Option(help="Server; without it the Hub's providers.")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="The server's key.")] = None,
+    question: Annotated[str | None, typer.Option(help="Column with the question, if it is not `prompt`.")] = None,
+    n: Annotated[int, typer.Option(help="Answers per question.")] = 1,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.6,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of an answer, reasoning included.")] = 16384,
+    thinking: Annotated[bool | None, typer.Option("--thinking/--no-thinking", help="Tell the template.")] = None,
+    prompt: Annotated[Literal["zero-shot", "reflect"] | None, typer.Option(help="How to ask for reasoning.")] = None,
+    hint: Annotated[str | None, typer.Option(help="Column with the known answer, to write reasoning for.")] = None,
+    shard: Annotated[tuple[int, int], typer.Option(help="i k: this job's part of k.")] = (0, 1),
+    concurrency: Annotated[int, typer.Option(help="Most requests in flight.")] = 64,
+    requests_per_minute: Annotated[float | None, typer.Option(help="Limit of the server.")] = None,
+    tokens_per_minute: Annotated[float | None, typer.Option(help="Limit of the server.")] = None,
+    max_tokens_total: Annotated[int | None, typer.Option(help="Stop after so many tokens.")] = None,
+    max_cost: Annotated[float | None, typer.Option(help="Stop at this cost.")] = None,
+    price: Annotated[tuple[float, float] | None, typer.Option(help="Of a million tokens in, and out.")] = None,
+    config: Annotated[str | None, typer.Option(help="Configuration of a data set of the Hub.")] = None,
+    split: Annotated[str, typer.Option(help="Split to take.")] = "train",
+) -> None:
+    """Let a model behind a server answer questions; a run that was stopped goes on."""
+    from .backends import SamplingParams  # loads torch
+    from .data import distill, to_think
+    from .prompts import reflect_and_verify, zero_shot
+
+    top_p = 0.95 if temperature else 1.0
+    asked: dict[str, Any] = {"n": n, "thinking": thinking, "hint": hint, "shard": shard}
+    asked["params"] = SamplingParams(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
+    asked["prompt"] = {"zero-shot": zero_shot, "reflect": reflect_and_verify, None: None}[prompt]
+    limits: dict[str, Any] = {"max_tokens_total": max_tokens_total, "max_cost": max_cost, "price": price}
+    limits |= {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
+    server: dict[str, Any] = {"base_url": base_url, "api_key": api_key if base_url else None}
+    try:
+        rows = _read_rows(data, config, split)
+        rows = rows.rename_column(question, "prompt") if question else rows
+        rows = rows if "prompt" in rows.column_names else to_think(rows)
+        made = distill(rows, model, out=out, concurrency=concurrency, **asked, **limits, **server)
+    except ConnectionError as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(1) from error
+    except (OSError, TypeError, ValueError) as error:
+        raise typer.BadParameter(str(error)) from error
+    typer.echo(f"{len(made):,} rows in {out}.", err=True)
+
+
+def _read_rows(name: str, config: str | None, split: str) -> "Dataset":
+    """The rows of a file, of a data set of the Hub, or of the standard input (`-`)."""
+    from datasets import Dataset, load_dataset
+
+    kind = Path(name).suffix.removeprefix(".")
+    if name == "-":
+        return Dataset.from_list([json.loads(line) for line in sys.stdin if line.strip()], on_mixed_types="use_json")
+    if Path(name).is_file():
+        return load_dataset("json" if kind == "jsonl" else kind, data_files=name, split="train")
+    return load_dataset(name, config, split=split)
+
+
 @app.command(context_settings={"ignore_unknown_options": True})
 def check(
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="MODEL", help="Hub name or folder; with --config, flags of TRL.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of `trl sft`, `dpo`, `grpo` or `rloo`.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Rows to train the model on: file or Hub name.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the rows.")] = "train",
+    max_length: Annotated[int | None, typer.Option(help="Tokens of a row; without it, the tokenizer's limit.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Check a model's chat template, or the run that a config describes; exit code 1 if there is an error."""
+    """Check a model's chat template, rows to train it on, or a config's run; exit code 1 if there is an error."""
     facts = []
     if config:
         from .preflight import inspect_trainer, trainer_from_config  # loads torch and trl
@@ -91,6 +187,22 @@ def check(
         except (OSError, ValueError) as error:  # no such file, model or data set; a key or value that TRL refuses
             raise typer.BadParameter(str(error), param_hint="--config") from error
         report = {"findings": [asdict(finding) for finding in findings]}
+    elif arguments and len(arguments) == 1 and dataset:
+        from .data import check_dataset, explain, to_think
+
+        tokenizer = _load(arguments[0], weights=False)[1]
+        try:
+            rows = _read_rows(dataset, None, split)
+            if not isinstance(rows[0].get("completion"), list):
+                rows = cast("Dataset", to_think(rows, unreadable="mark"))
+            checked = check_dataset(rows, tokenizer, max_length=max_length)
+        except (IndexError, OSError, TypeError, ValueError) as error:  # no rows, unknown columns, no chat template
+            raise typer.BadParameter(str(error), param_hint="--dataset") from error
+        if not as_json:
+            limit = checked.counts["limit"] or None
+            Console(highlight=False).print(explain(rows[checked.first], tokenizer, max_length=limit, shorten=400))
+        facts = [(label, f"{count:,}") for label, count in checked.counts.items()]
+        findings, report = checked.findings, asdict(checked)
     elif arguments and len(arguments) == 1:
         from .templates import check_template
 

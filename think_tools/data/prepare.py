@@ -1,22 +1,21 @@
 """Turn rows into the token ids and labels that a stock `SFTTrainer` trains on, and refuse what would train wrong."""
 
-import json
 import logging
-import re
-from typing import Any, Literal, cast
+import random
+from typing import Any
 
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from ..formats import THINK, ThinkFormat, detect_format
-from ..parsing import read_completion
-from ..templates import check_labels, end_of_turn
+from ..formats import ThinkFormat
 from .rows import CAUSE, drop_marked, drop_marked_stream, open_dataset
+from .turns import EmptyThink, Loss, Settings, TooLong, Turns, label_row, read_settings
 
 logger = logging.getLogger(__name__)
 
-# Variables with which chat templates switch thinking on and off; DeepSeek, Granite and Kimi read the second.
-THINKING_SWITCHES = ("enable_thinking", "thinking")
+IDS, COUNT = List(Value("int32")), Value("int32")
+MEASURED = ["num_tokens", "thinks"]
+COLUMNS = {"input_ids": IDS, "labels": IDS, "num_tokens": COUNT, "thinks": Value("bool"), CAUSE: Value("string")}
 
 
 def prepare_sft(
@@ -24,17 +23,28 @@ def prepare_sft(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int | None,
-    too_long: Literal["drop", "raise"] = "drop",
+    too_long: TooLong = "drop",
+    loss: Loss = "completion",
+    empty_think: EmptyThink = "mask",
+    turns: Turns = "expand",
+    mix: float | None = None,
+    seed: int = 0,
+    num_proc: int | None = None,
     fmt: ThinkFormat | None = None,
 ) -> Dataset | IterableDataset:
     r"""
-    Token ids and labels for a stock [`~trl.SFTTrainer`]: the loss is on what the model must write, and nothing is cut.
+    Token ids and labels for a stock [`~trl.SFTTrainer`]: the loss is on what the model must write, nothing is lost.
 
     Trained are reasoning, answer and end of turn, that is everything after the generation prompt up to the last token
-    that is no white space. An empty think block is never trained. Every row is checked; a row whose template loses the
-    reasoning or the end of turn is an error and no warning, since the run that follows would look healthy.
+    that is no white space. Rows without reasoning train the answer behind an empty think block that is not trained
+    (`enable_thinking=False` in the prompt), so that the model keeps its thinking. Every row is checked; a row whose
+    template loses the reasoning or the end of turn is an error and no warning, since the run that follows would look
+    healthy. Two kinds of templates are mended: where a template drops the reasoning of the last turn, but its prompt
+    opens it (DeepSeek-R1 and its distilled models), the row is written as the model must go on from that prompt; where
+    the next turn's header is all that ends a turn (GLM-4.5), the row ends in that header.
 
-    Pass `SFTConfig(max_length=None)` to the trainer: its default of 1024 tokens cuts prepared rows too.
+    Pass `SFTConfig(max_length=None)` to the trainer, or with `packing=True` the length of a pack: its default of 1024
+    tokens cuts prepared rows too.
 
     Args:
         dataset (`datasets.Dataset`, `datasets.IterableDataset` or `list[dict]`):
@@ -47,7 +57,30 @@ def prepare_sft(
             Greatest length of a row in tokens, prompt included. `None` sets no limit.
         too_long (`str`, *optional*, defaults to `"drop"`):
             What happens to a longer row: `"drop"` leaves it out and logs how many there were, the longest, and the
-            `max_length` that keeps all; `"raise"` is an error.
+            `max_length` that keeps all; `"raise"` is an error; `"close_think"` cuts the end of the reasoning until the
+            row fits, trains the rest of it and the answer, but not the closing marker, which the model should not
+            learn to write there (rows that are too long without reasoning are left out).
+        loss (`str`, *optional*, defaults to `"completion"`):
+            `"completion"` trains all that the model writes; `"answer"` only what follows the closing marker;
+            `"think"` only the reasoning and its markers, and leaves rows without reasoning out; `"parts"` all but the
+            `parts` of the message, a list of `{"text", "train"}` whose texts add up to the reasoning, that say
+            `train=False`: a wrong step is read, its correction is learned.
+        empty_think (`str`, *optional*, defaults to `"mask"`):
+            What becomes of turns without reasoning: `"mask"` trains the answer only; `"train"` prompts them as if they
+            should think, and trains the empty block that the template writes there, if any: the model learns to stop
+            thinking by itself; `"drop"` leaves them out.
+        turns (`str`, *optional*, defaults to `"expand"`):
+            What becomes of a completion with several assistant turns: `"expand"` makes a row of each, after the
+            history that the template shows at inference; `"last"` trains the last; `"all"` trains all in one row, in
+            which earlier turns keep their reasoning, which the model will not see at inference. The `prompt` is never
+            trained.
+        mix (`float`, *optional*):
+            Share of rows with reasoning in the result, between 0 and 1. Rows of the kind there is too much of are left
+            out at random, and logged. `None` keeps all. 0.75 is what users of hybrid models report to work.
+        seed (`int`, *optional*, defaults to 0):
+            Seed of that choice.
+        num_proc (`int`, *optional*):
+            Processes that prepare rows; a stream takes no part in it. `None` is this one.
         fmt ([`ThinkFormat`], *optional*):
             The markers that the chat template writes. `None` finds them by `detect_format`, and is `THINK` if it shows
             none.
@@ -59,7 +92,7 @@ def prepare_sft(
     Raises:
         `TypeError`: If `dataset` is no data set.
         `ValueError`: If an argument or a column is missing or out of range; if a row (its number and the causes are
-        named) would train something else than its reasoning, answer and end of turn; if all rows are too long.
+        named) would train something else than it should; if no row is left.
 
     Example:
 
@@ -74,117 +107,67 @@ def prepare_sft(
     '<think>\n2+3 = 5\n</think>\n\n5<|im_end|>'
     ```
     """
-    _check_arguments(tokenizer, max_length, too_long)
+    settings = read_settings(
+        tokenizer, max_length=max_length, too_long=too_long, loss=loss, empty_think=empty_think, turns=turns, fmt=fmt
+    )
     rows, columns = open_dataset(dataset)
-    if not {"prompt", "completion"} <= set(columns):
+    if mix is not None and (not 0 < mix < 1 or isinstance(rows, IterableDataset)):
         raise ValueError(
-            f"`dataset` must have the columns 'prompt' and 'completion', got {columns}. "
-            "Convert it first: `to_think(dataset)`."
+            f"`mix` must be between 0 and 1, and `dataset` no stream, got {mix} and {type(rows).__name__}."
         )
-    ids = List(Value("int32"))
+    processes: dict[str, Any] = {"num_proc": num_proc} if isinstance(rows, Dataset) else {}
     prepared = rows.map(
-        _prepare_row,
+        _prepare_batch,
+        batched=True,
+        batch_size=100,  # rows of 32,000 tokens are large
         with_indices=True,
-        fn_kwargs={
-            "tokenizer": tokenizer,
-            "max_length": max_length,
-            "too_long": too_long,
-            "fmt": fmt or detect_format(tokenizer) or THINK,
-            "end_id": end_of_turn(tokenizer),
-        },
+        fn_kwargs={"settings": settings},
         remove_columns=columns,
-        features=Features({"input_ids": ids, "labels": ids, "num_tokens": Value("int32"), CAUSE: Value("string")}),
+        features=Features(COLUMNS),
+        **processes,
     )
     if isinstance(prepared, IterableDataset):
-        return drop_marked_stream(prepared, "prepare_sft").remove_columns("num_tokens")
-    longest = max(prepared["num_tokens"], default=0)
-    if max_length is not None and longest > max_length:
+        if too_long == "close_think":
+            logger.warning("Rows of a stream whose reasoning is cut (`too_long='close_think'`) are not counted.")
+        return drop_marked_stream(prepared, "prepare_sft").remove_columns(MEASURED)
+    _report_lengths(prepared, max_length)
+    prepared = drop_marked(prepared, "prepare_sft")
+    prepared = prepared if mix is None else _mix(prepared, mix, seed)
+    return prepared.remove_columns(MEASURED)
+
+
+def _prepare_batch(batch: dict[str, list], indices: list[int], *, settings: Settings) -> dict[str, list]:
+    examples = []
+    for index, *values in zip(indices, *batch.values(), strict=True):
+        try:
+            examples += label_row(dict(zip(batch, values, strict=True)), settings)
+        except ValueError as error:
+            raise ValueError(f"Row {index} of `dataset` cannot be trained as meant: {error}") from error
+    return {name: [example[name] for example in examples] for name in COLUMNS}
+
+
+def _report_lengths(prepared: Dataset, max_length: int | None) -> None:
+    lengths = zip(prepared[CAUSE], prepared["num_tokens"], strict=True)
+    over = [cause for cause, length in lengths if max_length is not None and length > max_length]
+    if over:
+        longest = max(prepared["num_tokens"])
         logger.warning("The longest row has %d tokens: `max_length=%d` would keep every row.", longest, longest)
-    return drop_marked(prepared, "prepare_sft").remove_columns("num_tokens")
+    if None in over:
+        logger.warning("`prepare_sft` cut the end of the reasoning of %d of %d rows.", over.count(None), len(prepared))
 
 
-def _check_arguments(tokenizer: PreTrainedTokenizerBase, max_length: int | None, too_long: str) -> None:
-    if too_long not in ("drop", "raise"):
-        raise ValueError(f"`too_long` must be 'drop' or 'raise', got {too_long!r}.")
-    if max_length is not None and max_length < 1:
-        raise ValueError(f"`max_length` must be at least 1 token, or None for no limit, got {max_length}.")
-    if not tokenizer.chat_template:
+def _mix(prepared: Dataset, share: float, seed: int) -> Dataset:
+    """The most rows of which `share` have reasoning, in their order."""
+    thinking, plain = ([i for i, thinks in enumerate(prepared["thinks"]) if thinks is kind] for kind in (True, False))
+    if not thinking or not plain:
         raise ValueError(
-            "`tokenizer` has no chat template. Set one first, for example "
-            '`set_chat_template(tokenizer, "chatml_think")` from think_tools.templates.'
+            f"`mix={share}` needs rows with and without reasoning, got {len(thinking)} and {len(plain)}: add some of "
+            "the other kind, or leave `mix` away."
         )
-
-
-def _prepare_row(
-    row: dict,
-    index: int,
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int | None,
-    too_long: str,
-    fmt: ThinkFormat,
-    end_id: int | None,
-) -> dict:
-    if isinstance(row["prompt"], str) or isinstance(row["completion"], str):
-        raise ValueError(f"Row {index} of `dataset` holds text, not messages. Convert it first: `to_think(dataset)`.")
-    message = row["completion"][-1]
-    kwargs = _template_kwargs(row, bool(read_completion(message, fmt=fmt).reasoning), index)
-    prompt = _render(tokenizer, row["prompt"], add_generation_prompt=True, **kwargs)
-    text = _render(tokenizer, [*row["prompt"], *row["completion"]], **kwargs)
-    input_ids, prompt_ids = _encode(tokenizer, text), _encode(tokenizer, prompt)
-    # What a template puts before an answer without reasoning. It is never trained: a model that learns to write it
-    # stops thinking.
-    block = re.compile(rf"\s*{re.escape(fmt.open)}\s*{re.escape(fmt.close)}\s*").match(text, len(prompt))
-    start = len(_encode(tokenizer, text[: block.end()])) if block else len(prompt_ids)
-    labels = _label(tokenizer, input_ids, start)
-    causes = check_labels(input_ids, labels, prompt_ids, message, tokenizer, fmt, end_id)
-    if causes:
-        raise ValueError(_refusal(index, causes))
-    cause = None
-    if max_length is not None and len(input_ids) > max_length:
-        cause = f"longer than `max_length={max_length}` tokens"
-        if too_long == "raise":
-            raise ValueError(
-                f"Row {index} of `dataset` has {len(input_ids)} tokens, more than `max_length={max_length}`. Raise "
-                "`max_length`, shorten the row, or leave such rows out with `too_long='drop'`."
-            )
-    return {"input_ids": input_ids, "labels": labels, "num_tokens": len(input_ids), CAUSE: cause}
-
-
-def _template_kwargs(row: dict, has_reasoning: bool, index: int) -> dict[str, Any]:
-    """What the row passes to the chat template; if it does not say so itself, thinking is on with reasoning."""
-    given = {key: value for key, value in (row.get("chat_template_kwargs") or {}).items() if value is not None}
-    if has_reasoning and given.get("enable_thinking") is False:
-        raise ValueError(
-            _refusal(index, ["it has reasoning, but its `chat_template_kwargs` say `enable_thinking=False`"])
-        )
-    tools = row.get("tools") or None
-    thinking = given.get("enable_thinking", has_reasoning)
-    return {
-        "tools": json.loads(tools) if isinstance(tools, str) else tools,
-        **dict.fromkeys(THINKING_SWITCHES, thinking),
-        **given,
-    }
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict], **kwargs: Any) -> str:
-    return cast(str, tokenizer.apply_chat_template(messages, tokenize=False, **kwargs))
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has written them
-
-
-def _label(tokenizer: PreTrainedTokenizerBase, input_ids: list[int], start: int) -> list[int]:
-    end = len(input_ids)
-    # The line break that ChatML writes after the end of turn belongs to the next turn.
-    while end > start and not str(tokenizer.decode(input_ids[end - 1 : end])).strip():
-        end -= 1
-    return [-100] * start + input_ids[start:end] + [-100] * (len(input_ids) - end)
-
-
-def _refusal(index: int, causes: list[str]) -> str:
-    return (
-        f"Row {index} of `dataset` cannot be trained as meant: {'; '.join(causes)}. If the chat template is to blame, "
-        'try `set_chat_template(tokenizer, "chatml_think")` from think_tools.templates.'
-    )
+    kept = min(len(thinking), round(len(plain) * share / (1 - share)))
+    kept_plain = min(len(plain), round(len(thinking) * (1 - share) / share))
+    if (kept, kept_plain) != (len(thinking), len(plain)):
+        message = "`mix=%s` kept %d of %d rows with reasoning and %d of %d without (`seed=%d`)."
+        logger.warning(message, share, kept, len(thinking), kept_plain, len(plain), seed)
+    rng = random.Random(seed)
+    return prepared.select(sorted([*rng.sample(thinking, kept), *rng.sample(plain, kept_plain)]))

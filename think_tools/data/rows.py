@@ -18,7 +18,7 @@ def open_dataset(dataset: Dataset | IterableDataset | list[dict]) -> tuple[Datas
         `TypeError`: If it is something else, for instance a `DatasetDict`.
     """
     if isinstance(dataset, list):
-        dataset = Dataset.from_list(dataset)
+        dataset = Dataset.from_list(dataset, on_mixed_types="use_json")
     if not isinstance(dataset, Dataset | IterableDataset):
         raise TypeError(
             f"`dataset` must be a Dataset, an IterableDataset or a list of dicts, got {type(dataset).__name__}. "

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from ..formats import ThinkFormat
@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 
 # From a list of messages to the reply: its text, or a message.
 Client = Callable[[list[dict[str, str]]], Awaitable[str | dict]]
+# Names among `CRITERIA`, or names of one's own with what each asks for.
+Criteria = str | Sequence[str] | Mapping[str, str]
 
 CRITERIA = {
     "relevance": "Every part of the reasoning serves the question, and the answer follows from it.",
@@ -42,7 +44,7 @@ _MATERIAL = """\
 
 def get_judge_reward(
     client: Client,
-    criteria: str | Sequence[str] | Mapping[str, str] = "relevance",
+    criteria: Criteria = "relevance",
     timeout: float = 60.0,
     tokenizer: "Tokenizer | None" = None,
     fmt: ThinkFormat | None = None,
@@ -106,10 +108,29 @@ def get_judge_reward(
     """
     if timeout <= 0:
         raise ValueError(f"`timeout` must be a positive number of seconds, got {timeout}.")
-    return _JudgeReward(client, _described(criteria), timeout, CompletionReader(tokenizer, fmt))
+    return _JudgeReward(client, describe_criteria(criteria), timeout, CompletionReader(tokenizer, fmt))
 
 
-def _described(criteria: str | Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+def describe_criteria(criteria: Criteria) -> dict[str, str]:
+    """
+    Criteria by name, each with what it asks for.
+
+    Args:
+        criteria (`str`, `Sequence[str]` or `Mapping[str, str]`):
+            Names among `"relevance"`, `"harmlessness"`, `"helpfulness"` and `"correctness"`, or your own, described.
+
+    Raises:
+        `ValueError`: If a criterion is unknown or there is none.
+
+    Example:
+
+    ```python
+    >>> from think_tools.rewards.judge import describe_criteria
+
+    >>> describe_criteria({"brevity": "Not a word too many."})
+    {'brevity': 'Not a word too many.'}
+    ```
+    """
     if isinstance(criteria, Mapping):
         described = dict(criteria)
     else:
@@ -159,7 +180,7 @@ class _JudgeReward:
         """The reward, or why there is none."""
         if not trace.answer:
             return 0.0
-        messages = self._messages(question, trace, reference)
+        messages = judge_messages(self.criteria, question, trace, reference)
         try:
             reply = await asyncio.wait_for(self.client(messages), self.timeout)
         except TimeoutError:
@@ -167,23 +188,68 @@ class _JudgeReward:
         except Exception as error:  # whatever a client raises, it is no fault of the completion
             logger.warning("The judge's client raised %s: %s", type(error).__name__, error)
             return "failed"
-        [judgement] = CompletionReader().read([reply if isinstance(reply, str) else [reply]])
-        scores = [_score(judgement.answer, name) for name in self.criteria]
-        found = [score for score in scores if score is not None]
-        return sum(found) / len(found) / 10 if len(found) == len(scores) else "unreadable"
+        scores = read_scores(reply, self.criteria)
+        return sum(scores.values()) / len(scores) / 10 if scores else "unreadable"
 
-    def _messages(self, question: str, trace: Trace, reference: object) -> list[dict[str, str]]:
-        instructions = _INSTRUCTIONS.format(
-            criteria="\n".join(f"- {name}: {text}" for name, text in self.criteria.items()),
-            form="\n".join(f"{name}: <number>" for name in self.criteria),
-        )
-        material = _MATERIAL.format(
-            question=question,
-            reasoning=trace.reasoning or "(none)",
-            answer=trace.answer,
-            reference=reference or "(none)",
-        )
-        return [{"role": "system", "content": instructions}, {"role": "user", "content": material}]
+
+def judge_messages(
+    criteria: Mapping[str, str], question: str, trace: Trace, reference: object = None
+) -> list[dict[str, str]]:
+    """
+    The prompt with which a judge scores one output: the criteria for the system, the output as data for the user.
+
+    Args:
+        criteria (`Mapping[str, str]`):
+            Names, and what each asks for.
+        question (`str`):
+            What the output answers.
+        trace ([`Trace`]):
+            The output.
+        reference (*optional*):
+            Gold answer. `None`: there is none.
+
+    Returns:
+        `list[dict]`: Two messages. [`read_scores`] reads the reply.
+
+    Example:
+
+    ```python
+    >>> from think_tools import parse
+    >>> from think_tools.rewards.judge import CRITERIA, judge_messages
+
+    >>> [turn["role"] for turn in judge_messages(CRITERIA, "2+2?", parse("<think>2+2</think>4"), "4")]
+    ['system', 'user']
+    ```
+    """
+    instructions = _INSTRUCTIONS.format(
+        criteria="\n".join(f"- {name}: {text}" for name, text in criteria.items()),
+        form="\n".join(f"{name}: <number>" for name in criteria),
+    )
+    material = _MATERIAL.format(
+        question=question,
+        reasoning=trace.reasoning or "(none)",
+        answer=trace.answer,
+        reference=reference or "(none)",
+    )
+    return [{"role": "system", "content": instructions}, {"role": "user", "content": material}]
+
+
+def read_scores(reply: str | dict, criteria: Collection[str]) -> dict[str, float] | None:
+    """
+    The scores, between 0 and 10, in a judge's reply; `None` if one is missing. The judge's own reasoning is not read.
+
+    Example:
+
+    ```python
+    >>> from think_tools.rewards.judge import read_scores
+
+    >>> read_scores("<think>relevance: 2?</think>relevance: 9", ["relevance"])
+    {'relevance': 9.0}
+    ```
+    """
+    [judgement] = CompletionReader().read([reply if isinstance(reply, str) else [reply]])
+    scores = {name: score for name in criteria if (score := _score(judgement.answer, name)) is not None}
+    return scores if len(scores) == len(criteria) else None
 
 
 def _question(prompt: str | list[dict]) -> str:

@@ -143,6 +143,8 @@ def _serving(tokenizer: PreTrainedTokenizerBase, report: TemplateReport) -> Iter
 def _cure(tokenizer: PreTrainedTokenizerBase, report: TemplateReport) -> str:
     """The first change with which rows render as they should; TRL takes its templates by itself only for masks."""
     fmt = report.format or THINK
+    if report.prompts["default"] == "open" and report.end_of_turn is not None:
+        return f"{PREPARE} writes it behind the prompt, which opens it"  # and so does a model
     inline = INLINE.replace("FORMAT", "" if fmt == THINK else "detect_format(tokenizer)")
     ours = OURS.get(report.end_of_turn or "") if fmt == THINK else None
     from trl.chat_template_utils import get_training_chat_template  # half a second, which only errors need

@@ -1,8 +1,10 @@
 """The one check that a tokenised row trains what was meant, shared by `prepare_sft` and `preflight`."""
 
 from collections.abc import Mapping, Sequence
+from operator import ne
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..formats import THINK, ThinkFormat, detect_format
@@ -66,7 +68,7 @@ def check_labels(
     """
     if len(input_ids) != len(labels):
         return [f"`labels` must be as long as `input_ids`, {len(input_ids)} tokens, got {len(labels)}"]
-    if any(label not in (token, IGNORED) for token, label in zip(input_ids, labels, strict=True)):
+    if sum(map(ne, input_ids, labels)) != labels.count(IGNORED):
         return ["a label is neither the token of its position nor -100"]
     start = len(prompt_ids)
     if list(input_ids[:start]) != list(prompt_ids):
@@ -82,8 +84,14 @@ def check_labels(
     return [
         *(lost or _broken_block(trace.reasoning, texts[0].lstrip(), before, fmt)),
         *_lost("answer", trace.answer, answers, cut, tokenizer),
+        *(cause for name in _called(message) for cause in _lost(f"call of {name}", name, texts, cut, tokenizer)),
         *_endless(end, trained, tokenizer),
     ]
+
+
+def _called(message: Mapping[str, Any]) -> list[str]:
+    """Names of the functions that a message calls, in OpenAI's form or flat."""
+    return [(call.get("function") or call)["name"] for call in message.get("tool_calls") or ()]
 
 
 def _not_a_prefix(input_ids: Sequence[int], prompt_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
@@ -148,4 +156,5 @@ def _endless(end: int | None, trained: Sequence[int], tokenizer: PreTrainedToken
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+    # An array, because of a list the type of each number is looked at first, which takes longer than the decoding.
+    return str(tokenizer.decode(np.asarray(ids, dtype=np.int64), clean_up_tokenization_spaces=False))

@@ -43,6 +43,7 @@ bench: install
 	$(BIN)/python -m tests.benchmarks.parsing
 	$(BIN)/python -m tests.benchmarks.rewards
 	$(BIN)/python -m tests.benchmarks.template_matrix
+	$(BIN)/python -m tests.benchmarks.data
 
 clean:
 	rm -rf .venv .venv-lowest out build dist *.egg-info

@@ -70,10 +70,14 @@ class ScriptedStream:
         text (`str`): The output, markers included; without its reasoning where thinking is off.
         seconds (`float`): Seconds before each piece.
         error (`Exception`, *optional*): Raised after the text.
+        hold (`str`, *optional*): Once it has said this, it says nothing more until `go` is set.
     """
 
-    def __init__(self, text: str, seconds: float = 0.0, error: Exception | None = None) -> None:
-        self.text, self.seconds, self.error = text, seconds, error
+    def __init__(
+        self, text: str, seconds: float = 0.0, error: Exception | None = None, hold: str | None = None
+    ) -> None:
+        self.text, self.seconds, self.error, self.hold = text, seconds, error, hold
+        self.go = threading.Event()
         self.prompts: list[list[dict]] = []
         self.params: list[SamplingParams] = []
         self.running = 0  # generations that neither ended nor were closed
@@ -91,6 +95,8 @@ class ScriptedStream:
         try:
             for n, piece in enumerate(said, start=1):
                 await asyncio.sleep(self.seconds)
+                while self.hold and self.hold in "".join(said[: n - 1]) and not self.go.is_set():
+                    await asyncio.sleep(0.02)
                 for part, shown in split.feed(piece):
                     yield Delta(part, shown, n)
             if self.error:

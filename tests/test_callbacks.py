@@ -145,6 +145,7 @@ def test_rounds_are_logged_at_the_start_every_n_steps_and_at_the_end(make_traine
     assert not any("mean_token_accuracy" in entry or "eval_mean_token_accuracy" in entry for entry in rounds)
 
 
+@pytest.mark.slow
 def test_training_is_the_same_with_and_without_it(make_trainer):
     losses = []
     for watched in (False, True):

@@ -33,6 +33,7 @@ def test_chat_without_thinking_shows_an_answer_only():
     assert result.stdout.strip().isdigit()
 
 
+@pytest.mark.slow
 def test_chat_goes_on_until_an_empty_line():
     result = run("chat", typed="12*13=?\n47*36=?\n\n")
     assert result.exit_code == 0

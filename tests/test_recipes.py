@@ -392,7 +392,7 @@ def test_dpo_learns_from_pairs_of_its_own_answers(tmp_path, monkeypatch, capsys)
     def two_lengths(model, tokenizer, rows, args, n=1, **params):
         """Right answers, one of them with the calculation twice."""
         found = []
-        for row in arithmetic_problems("train" if n > 1 else "test", len(rows), seed=int(n > 1), language="en"):
+        for row in dpo.sums("train" if n > 1 else "test", len(rows), seed=1):
             text = row["completion"][0]["reasoning_content"]
             texts = [f"<think>\n{text * times}\n</think>\n\n{row['solution']}" for times in range(1, n + 1)]
             found.append([Candidate(each, parse_text(each, finished=True), "stop", 9, 9) for each in texts])
@@ -403,7 +403,7 @@ def test_dpo_learns_from_pairs_of_its_own_answers(tmp_path, monkeypatch, capsys)
     trainer = dpo.main(*args)
     assert "8 pairs by the rule 'short' from 8 questions, 2 answers each." in capsys.readouterr().out
     pair = trainer.train_dataset[0]
-    assert len(pair["rejected_ids"]) > len(pair["chosen_ids"]) + 50
+    assert len(pair["rejected_ids"]) > len(pair["chosen_ids"]) + 25
     assert (tmp_path / "adapter_model.safetensors").is_file()
 
 

@@ -148,7 +148,9 @@ def train(trainer_name, tokenizer, model, folder, rewards, *, prompt=CHAT, writt
 
 
 RUNS = [(setup, "GRPOTrainer") for setup in SETUPS]
-RUNS += [(setup, "RLOOTrainer") for setup, (*_, tools, _, _) in SETUPS.items() if not tools]  # it takes no tools
+# It takes no tools. The rewards get the same columns as in GRPO, so one set-up is enough for every day.
+RLOO = [setup for setup, (*_, tools, _, _) in SETUPS.items() if not tools]
+RUNS += [pytest.param(setup, "RLOOTrainer", marks=[pytest.mark.slow] if setup != "plain" else []) for setup in RLOO]
 
 
 @pytest.mark.parametrize("setup, trainer_name", RUNS)
@@ -239,6 +241,7 @@ def test_every_reward_in_one_run(trainer_name, tokenizer, tiny_model, tmp_path, 
     assert "`broken` gave no reward to 4 of 4 completions: RuntimeError: out of disk" in caplog.text
 
 
+@pytest.mark.slow
 def test_none_weighs_as_zero_in_trl_and_filled_it_does_not(tokenizer, tiny_model, tmp_path):
     """Four well-formed completions, two of them with too few words for a share: nobody did anything better."""
     long, short = "<think>\nFirst add two and three\n</think>\n\n5<|im_end|>", "<think>\n2+3\n</think>\n\n5<|im_end|>"

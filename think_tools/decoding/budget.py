@@ -111,8 +111,11 @@ class ThinkingBudget(LogitsProcessor):
         # What a row forbids depends on its mode: 0 outside of the reasoning, 1 within, from 2 on, by its state, if it
         # cannot close yet, and again by its state if it has waits left as well.
         ends = end_tokens(tokenizer, table.fmt, eos_token_ids)
-        states = range(len(table.states) if num_wait or min_thinking_tokens else 0)
-        shut = [{*ends, *table.leads_to(state, {ANSWER})} for state in states]
+        phases = table.phases if num_wait or min_thinking_tokens else []
+        # Before the reasoning, thousands of tokens begin an answer; their bans would be added in every mode.
+        shut = [
+            {*ends, *table.leads_to(i, {ANSWER})} if phase == THINKING else set() for i, phase in enumerate(phases)
+        ]
         self._waiting = 2 + len(shut)
         self._bans = _Bans([set(), set(ends), *shut, *shut], table.texts)
         self._attempted: torch.Tensor | None = None

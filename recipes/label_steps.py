@@ -24,6 +24,7 @@ from datasets import Dataset, concatenate_datasets, load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import TrlParser
 
+from think_tools import split_steps
 from think_tools.backends import Candidate, Messages, SamplingParams, TransformersBackend
 from think_tools.data import label_steps, sample_candidates
 from think_tools.search.verifiers import problem_text
@@ -67,16 +68,27 @@ def choose_traces(candidates: Dataset, max_traces: int, seed: int) -> Dataset:
     return candidates.select(sorted(chosen))
 
 
-def direct_rows(candidates: Dataset, max_rows: int, seed: int) -> Dataset:
-    """Answers without reasoning as traces of one step, so that a verifier has seen some."""
-    rows = [
-        {
-            "prompt": problem_text(row["prompt"]),
-            "completions": [row["completion"][0]["content"]],
-            "labels": [row["correct"]],
+def with_answers(steps: Dataset, traces: Dataset) -> Dataset:
+    """Add each trace's answer to its steps: a right reasoning may be followed by a wrong answer."""
+
+    def add(row: dict) -> dict:
+        answer = split_steps(traces[int(row["id"])]["completion"][0]["content"])
+        return {
+            "prompt": row["prompt"],
+            "completions": row["completions"] + answer,
+            "labels": row["labels"] + [row["correct"]] * len(answer),
         }
+
+    return steps.map(add, remove_columns=steps.column_names)
+
+
+def direct_rows(candidates: Dataset, max_rows: int, seed: int) -> Dataset:
+    """Answers of one step without reasoning, so that a verifier has seen some."""
+    rows = [
+        {"prompt": problem_text(row["prompt"]), "completions": answer, "labels": [row["correct"]]}
         for row in candidates
-        if row["status"] == "no_think" and row["correct"] is not None and row["completion"][0]["content"]
+        if row["status"] == "no_think" and row["correct"] is not None
+        if len(answer := split_steps(row["completion"][0]["content"])) == 1
     ]
     random.Random(seed).shuffle(rows)
     return Dataset.from_list(rows[:max_rows])
@@ -95,7 +107,8 @@ def main(args: LabelArguments) -> Dataset:
         return backend.extend(prompts, prefixes, again, batch_size=args.batch_size)
 
     traces = choose_traces(candidates, args.max_traces, args.seed)
-    steps = label_steps(traces, roll_out, search=args.search).select_columns(["prompt", "completions", "labels"])
+    traces = traces.remove_columns("id").add_column("id", [str(i) for i in range(len(traces))])
+    steps = with_answers(label_steps(traces, roll_out, search=args.search), traces)
     direct = direct_rows(candidates, len(steps), args.seed)
     steps = concatenate_datasets([steps, direct]) if len(direct) else steps
 

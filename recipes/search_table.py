@@ -121,7 +121,7 @@ def methods(backend: TransformersBackend, rows: Dataset, args: TableArguments) -
     """Every line's name and what measures it."""
     prompts = rows["prompt"][:]
     greedy = SamplingParams(temperature=0.0, max_tokens=args.max_tokens)
-    sampled = SamplingParams(8, args.temperature, max_tokens=args.max_tokens, seed=args.seed)
+    sampled = SamplingParams(8, args.temperature, max_tokens=args.max_tokens, seed=args.seed, logprobs=True)
     opened = [f"{backend.fmt.open}\n"] * len(prompts)
     outcome = OutcomeVerifier(
         AutoModelForSequenceClassification.from_pretrained(args.outcome_verifier),
@@ -154,6 +154,11 @@ def methods(backend: TransformersBackend, rows: Dataset, args: TableArguments) -
     @cache
     def scores(by: str) -> tuple[list[list[float]], int]:
         """Scores of all samples, and the verifier's tokens."""
+        if by == "confidence":  # the sampling has left it behind
+            return [[candidate.logprob for candidate in group] for group in samples()], 0
+        if by == "gold":  # what the best verifier could reach: pass@8
+            pairs = zip(samples(), rows["solution"], strict=True)
+            return [[float(same_answer(answer_of(one), gold) is True) for one in group] for group, gold in pairs], 0
         verifier = {"outcome": outcome, "process": process}[by]
         pairs = [
             verify(verifier, prompt, [candidate.text for candidate in group])
@@ -187,6 +192,8 @@ def methods(backend: TransformersBackend, rows: Dataset, args: TableArguments) -
         "one sample": one,
         "vote of 8": partial(choose, lambda answers, scores: majority_vote(answers)),
         "vote of 8, weighted by the outcome model": partial(choose, weighted_vote, "outcome"),
+        "best of 8 by the gold answers (pass@8)": partial(choose, best, "gold"),
+        "best of 8 by its own confidence": partial(choose, best, "confidence"),
         "best of 8 by the outcome model": partial(choose, best, "outcome"),
         "best of 8 by the process model": partial(choose, best, "process"),
         "beam search, 8 steps, 2 kept": lambda: of_results(

@@ -80,6 +80,13 @@ def test_a_direct_answer_is_a_trace_of_one_step(label):
     assert list(label.direct_rows(rows, 9, seed=0)) == [{"prompt": "1+1=?", "completions": ["2"], "labels": [True]}]
 
 
+def test_the_answer_is_a_step_too_with_its_own_label(label):
+    traces = candidates((False, "complete", "3", "1+1=2"), (True, "complete", "2", "1+1=2"))
+    row = {"prompt": "1+1=?", "completions": ["1+1=2"], "labels": [True], "values": [1.0], "id": "0", "correct": False}
+    [written] = label.with_answers(Dataset.from_list([row]), traces)
+    assert written == {"prompt": "1+1=?", "completions": ["1+1=2", "3"], "labels": [True, False]}
+
+
 @pytest.mark.parametrize(
     ("logits", "labels", "expected"),
     [
@@ -182,7 +189,7 @@ def test_the_table_is_written_line_by_line_and_goes_on(tiny_model, tmp_path, mon
     flags = ["--outcome_verifier", tmp_path / "1", "--process_verifier", tmp_path / "2", "--output_dir", tmp_path]
     [args] = parse(table, "TableArguments", flags=[*flags, "--num_problems", 2, "--num_simulations", 1])
     lines = table.main(args)
-    assert len(lines) == 19
+    assert len(lines) == 21
     assert all(0 <= line.accuracy <= 1 and line.tokens > 0 for line in lines)
     file = tmp_path / "table.jsonl"
     kept = file.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -93,10 +93,10 @@ def test_an_unknown_reduction_is_refused_with_the_known_ones():
 @pytest.mark.parametrize(
     ("text", "steps"),
     [
-        ("<think>\na\n\nb\n</think>\n\n7", ["a\n\n", "b"]),
+        ("<think>\na\n\nb\n</think>\n\n7", ["a\n\n", "b", "7"]),
         ("<think>\na\n\nb\n\n", ["a\n\n", "b"]),
         ("a\n\nb", ["a\n\n", "b"]),
-        ("a\n\nb</think>7", ["a\n\n", "b"]),
+        ("a\n\nb</think>7", ["a\n\n", "b", "7"]),
         ("7", ["7"]),
         ("", [""]),
     ],
@@ -163,7 +163,7 @@ def test_a_process_model_scores_each_step_at_its_separator(tiny_model):
     model, tokenizer = classifier(tiny_model, AutoModelForTokenClassification, 2)
     verifier = ProcessVerifier(model, tokenizer, batch_size=2)
     scores = verifier(PROBLEM, OUTPUTS)
-    assert [len(steps) for steps in scores] == [2, 1, 3]
+    assert [len(steps) for steps in scores] == [3, 1, 4]
     encoded = [encode_steps(tokenizer, "1+1+1=?", steps_of(text)) for text in OUTPUTS]
     assert verifier.num_tokens == sum(len(ids) for ids, _ in encoded)
     for (ids, ends), steps in zip(encoded, scores, strict=True):
@@ -212,7 +212,7 @@ def test_a_verifier_leaves_the_model_in_its_mode(tiny_model):
 def test_a_verdict_is_the_share_of_yes_among_the_two(backend, ask, yes, no):
     verifier = GenerativeVerifier(backend, ask, yes=yes, no=no, batch_size=2)
     scores = verifier(PROBLEM, OUTPUTS)
-    assert [len(steps) for steps in scores] == [2, 1, 3]
+    assert [len(steps) for steps in scores] == [3, 1, 4]
     steps = steps_of(OUTPUTS[2])
     asked, tokenizer = ask(PROBLEM, steps), backend.tokenizer
     text = (

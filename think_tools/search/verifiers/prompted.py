@@ -31,8 +31,9 @@ def ask_for_verdict(messages: Messages, steps: Sequence[str]) -> Messages:
     With a whole output as the only step it is P(True), https://huggingface.co/papers/2207.05221.
     """
     problem = problem_text(messages)
+    solution = "\n\n".join(step.strip() for step in steps)
     question = "Is this solution correct so far? Reply with Yes or No and nothing else."
-    return [{"role": "user", "content": f"{problem}\n\nA solution:\n\n{''.join(steps)}\n\n{question}"}]
+    return [{"role": "user", "content": f"{problem}\n\nA solution:\n\n{solution}\n\n{question}"}]
 
 
 def ask_math_shepherd(messages: Messages, steps: Sequence[str]) -> str:

@@ -89,9 +89,10 @@ def verify(
 
 def steps_of(text: str, fmt: ThinkFormat = THINK) -> list[str]:
     r"""
-    The steps of an output that a verifier scores: those of its reasoning, or of the answer if it has none.
+    The steps of an output that a verifier scores: those of its reasoning, then those of its answer.
 
-    An output of white space has one step, which is empty, so that nothing is left without a score.
+    A right reasoning may be followed by a wrong answer, and it is the answer that counts. An output of white space has
+    one step, which is empty, so that nothing is left without a score.
 
     Example:
 
@@ -99,11 +100,11 @@ def steps_of(text: str, fmt: ThinkFormat = THINK) -> list[str]:
     >>> from think_tools.search.verifiers import steps_of
 
     >>> steps_of("<think>2*3=6\n\n1+6=7</think>7"), steps_of("<think>2*3=6\n\n"), steps_of("7")
-    (['2*3=6\n\n', '1+6=7'], ['2*3=6'], ['7'])
+    (['2*3=6\n\n', '1+6=7', '7'], ['2*3=6'], ['7'])
     ```
     """
     trace = read_completion(text, fmt=fmt)
-    return split_steps(trace.reasoning or trace.answer) or [""]
+    return [*split_steps(trace.reasoning or ""), *split_steps(trace.answer)] or [""]
 
 
 def problem_text(messages: Messages) -> str:

@@ -1,6 +1,7 @@
 """The Space in a real browser: a question, the reasoning in its pane, the answer, and Stop."""
 
 import shutil
+import socket
 import time
 
 import pytest
@@ -53,7 +54,10 @@ def open_page(app, browser):
     def open_(stream, **options):
         page = in_a_loop(lambda: app.build_page(stream, "a model", ["What is 23 times 47?"]))
         served.append(page)
-        address = in_a_loop(lambda: app.launch(page, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1"))
+        with socket.create_server(("127.0.0.1", 0)) as free:  # Gradio's own search for a port leaks busy sockets
+            port = free.getsockname()[1]
+        local = {"server_name": "127.0.0.1", "server_port": port, "prevent_thread_lock": True, "quiet": True}
+        address = in_a_loop(lambda: app.launch(page, **local))
         tab = browser.new_page(**options)
         tabs.append(tab)
         tab.goto(address)

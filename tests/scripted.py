@@ -48,6 +48,8 @@ def saying(backend, *texts, ids=None, steps=None):
     steps = [] if steps is None else steps
 
     def force(module, args, output):
+        if len(output.logits) < len(rows):
+            return  # the prompt of several rows, read once
         for i, row in enumerate(rows):
             output.logits[i, -1] = -100.0
             output.logits[i, -1, row[min(len(steps), len(row) - 1)]] = 100.0

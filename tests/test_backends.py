@@ -1,6 +1,7 @@
 import asyncio
 import re
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 import torch
@@ -52,7 +53,9 @@ OUTPUTS = {
 def test_an_output_is_parsed_and_counted_the_same_whole_and_streamed(
     backend, text, reasoning, answer, status, tokens, think
 ):
-    expected = Candidate(text, Trace(reasoning, answer, status, True), "stop", tokens, think)
+    prompt, ids = backend._encode(QUESTION, {}), backend.tokenizer.encode(text)
+    expected = Candidate(text, Trace(reasoning, answer, status, True), "stop", tokens, think, len(prompt))
+    expected = replace(expected, token_ids=(*ids, backend.tokenizer.eos_token_id))
     with saying(backend, text):
         assert backend.sample([QUESTION], GREEDY) == [[expected]]
     with saying(backend, text):
@@ -66,7 +69,8 @@ def test_an_output_is_parsed_and_counted_the_same_whole_and_streamed(
 def test_an_output_without_end_of_turn_is_not_finished(backend):
     with saying(backend, "<think>abcdef"):
         [[candidate]] = backend.sample([QUESTION], SamplingParams(temperature=0, max_tokens=4))
-    assert candidate == Candidate("<think>abc", Trace("abc", "", "truncated", False), "length", 4, 4)
+    trace, ids = Trace("abc", "", "truncated", False), tuple(backend.tokenizer.encode("<think>abc"))
+    assert candidate == Candidate("<think>abc", trace, "length", 4, 4, candidate.num_prompt_tokens, token_ids=ids)
 
 
 def test_broken_bytes_at_the_end_are_shown_and_not_lost(backend):

@@ -150,6 +150,62 @@ def test_convert_names_columns_nobody_knows_without_a_traceback():
     assert "['text']" in result.stderr
 
 
+def test_eval_reads_stored_candidates(tmp_path):
+    rows = [{"answer": "12", "completions": ["12", "13", "12"]}, {"answer": "7", "completions": ["8", "7", "8"]}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    result = run("eval", "--candidates", str(tmp_path / "rows.jsonl"))
+    assert result.exit_code == 0, result.output
+    assert "rows: 2 questions" in result.stdout
+    assert "100.0 [100, 100]" in result.stdout  # pass@3
+    assert "Tokens per question: thinking -, answer -, pruned -, verifier -." in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+@pytest.mark.slow
+def test_eval_samples_and_its_file_is_evaluated_again_to_the_same_table(tmp_path):
+    problems = ("--problems", "arithmetic:2", "--n", "2", "--output-dir", str(tmp_path))
+    sampled = run("eval", "tiny/thinker", *problems)
+    stored = run("eval", "--candidates", str(tmp_path / "candidates.jsonl"))
+    assert sampled.exit_code == stored.exit_code == 0, sampled.output + stored.output
+    assert {path.name for path in tmp_path.iterdir()} == {"candidates.jsonl", "curve.png", "report.json"}
+    assert "Tokens per question: thinking" in sampled.stdout
+    table = [line for line in stored.stdout.splitlines() if "│" in line or "GRPO" in line]
+    assert all(line in sampled.stdout for line in table)
+    refused = run("eval", "tiny", *problems)
+    assert refused.exit_code == 2
+    assert "with these settings" in " ".join(refused.stderr.replace("│", " ").split())
+
+
+def test_eval_of_several_checkpoints_behind_a_server_draws_the_training(tmp_path):
+    rows = [{"question": f"{n}+{n}?", "answer": str(2 * n)} for n in range(3)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    with running_server() as server:
+        options = ["--base-url", server.url, "--api-key", "mine", "--problems", str(tmp_path / "rows.jsonl")]
+        result = run("eval", "checkpoint-10", "checkpoint-20", *options, "--n", "2", "--output-dir", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert "checkpoint-20: 3 questions" in result.stdout
+    assert [body["model"] for body in server.bodies] == ["checkpoint-10"] * 6 + ["checkpoint-20"] * 6
+    assert "chat_template_kwargs" not in server.bodies[0]
+    assert server.headers[0]["authorization"] == "Bearer mine"
+    made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    pictures = {"report.json", "curve.png", "training.png"}
+    assert made == {*pictures, "rows.jsonl", *(f"checkpoint-{n}/candidates.jsonl" for n in (10, 20))}
+
+
+def test_eval_says_why_a_server_gave_nothing(tmp_path):
+    with running_server(lambda body, number: refuses(401, "bad key")) as server:
+        options = ["--base-url", server.url, "--problems", "arithmetic:1", "--output-dir", str(tmp_path)]
+        result = run("eval", "m", *options)
+    assert result.exit_code == 1
+    assert "bad key" in result.stderr
+
+
+def test_eval_needs_models_or_candidates():
+    result = run("eval")
+    assert result.exit_code == 2
+    assert "models to sample from or stored --candidates" in " ".join(result.stderr.replace("│", " ").split())
+
+
 def test_check_prints_what_the_template_does():
     result = run("check", "tiny")
     assert result.exit_code == 0

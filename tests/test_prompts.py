@@ -1,6 +1,15 @@
 import pytest
 
-from think_tools.prompts import cites_hint, few_shot, rationalise, reflect_and_verify, zero_shot
+from think_tools.prompts import (
+    cites_hint,
+    few_shot,
+    rationalise,
+    reflect_and_verify,
+    revise,
+    step_tags,
+    supervised,
+    zero_shot,
+)
 
 ENGLISH = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+3?"}]
 CHINESE = [{"role": "user", "content": "二加三等于几？"}]
@@ -15,6 +24,9 @@ STYLES = {
     "zero-shot": zero_shot,
     "checked": reflect_and_verify,
     "few-shot": lambda messages: few_shot(messages, EXAMPLES),
+    "supervised": supervised,
+    "in steps": step_tags,
+    "once more": lambda messages: revise(messages, ["6", "4"]),
     "from the answer": lambda messages: rationalise(messages, "5"),
 }
 
@@ -36,6 +48,7 @@ def test_a_chinese_question_is_instructed_in_chinese(style):
     assert turn["content"].endswith("先在 <think> 与 </think> 之间一步一步地推理，</think> 之后只写答案。")
     assert "step by step" not in turn["content"]
     assert "Worked examples" not in turn["content"]
+    assert "swer" not in turn["content"]
 
 
 def test_examples_show_reasoning_and_answer_before_the_question():
@@ -48,12 +61,37 @@ def test_a_known_answer_with_braces_is_shown_as_it_is():
     assert r"\boxed{5} {x}" in rationalise(ENGLISH, r"\boxed{5} {x}")[-1]["content"]
 
 
+def test_supervised_reasoning_plans_explores_and_verifies_as_often_as_asked():
+    content = supervised(ENGLISH)[-1]["content"]
+    places = [content.index(text) for text in ("2+3?", "Plan:", "Explore:", "Verify:", "3 times", "<think>")]
+    assert places == sorted(places)
+    assert "5 times" in supervised(ENGLISH, num_checks=5)[-1]["content"]
+    chinese = supervised(CHINESE, num_checks=2)[-1]["content"]
+    assert all(text in chinese for text in ("计划：", "探索：", "检验：", "2 次"))
+
+
+@pytest.mark.parametrize("messages", [ENGLISH, CHINESE], ids=["English", "Chinese"])
+def test_steps_are_asked_for_in_tags(messages):
+    content = step_tags(messages)[-1]["content"]
+    assert "<step>" in content
+    assert "</step>" in content
+
+
+def test_a_revision_shows_the_attempts_in_order_and_braces_as_they_are():
+    content = revise(ENGLISH, [r"\boxed{6}", " 4\n", ""])[-1]["content"]
+    assert "1. \\boxed{6}\n2. 4\n3. …\n" in content
+    assert content.startswith("2+3?")
+    assert "1. 六\n" in revise(CHINESE, ["六"])[-1]["content"]
+
+
 MISTAKES = {
     "no examples": (lambda: few_shot(ENGLISH, []), "`examples` must hold at least one row, got none"),
     "an example without reasoning": (
         lambda: few_shot(ENGLISH, [{**EXAMPLES[0], "completion": [{"role": "assistant", "content": "2"}]}]),
         r"`examples\[0\]` has no reasoning: pick rows whose `reasoning_content` is filled",
     ),
+    "no attempts": (lambda: revise(ENGLISH, []), "`attempts` must hold at least one answer, got none"),
+    "no checks": (lambda: supervised(ENGLISH, num_checks=0), "`num_checks` must be at least 1, got 0"),
     "no messages": (lambda: zero_shot([]), r"`messages` must end in a user's text, got \[\]"),
     "an answer at the end": (
         lambda: zero_shot([*ENGLISH, {"role": "assistant", "content": "5"}]),

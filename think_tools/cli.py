@@ -4,11 +4,13 @@ import asyncio
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import AsyncGenerator
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -103,6 +105,102 @@ def convert(
         with nullcontext(sys.stdout) if output == "-" else open(output, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in converted)
     typer.echo(f"{len(rows):,} rows read, {len(converted):,} written to {output}.", err=True)
+
+
+@app.command("eval")
+def evaluate(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Hub names or folders of models, adapters or checkpoints, or tiny.")
+    ] = None,
+    problems: Annotated[
+        str, typer.Option(help="A file or Hub name with questions and answers, or arithmetic:NUMBER.")
+    ] = "arithmetic:200",
+    candidates: Annotated[str | None, typer.Option(help="Measure this file of candidates; no model is asked.")] = None,
+    output_dir: Annotated[Path | None, typer.Option(help="Folder of candidates, report and pictures.")] = None,
+    n: Annotated[int, typer.Option(help="Samples per question.")] = 8,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of a sample, reasoning included.")] = 1024,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Share of the probability to draw from.")] = 1.0,
+    thinking: Annotated[bool | None, typer.Option("--thinking/--no-thinking", help="Tell the template.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message, such as how to write the answer.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Sequences that a model in this process writes at once.")] = 16,
+    base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server to ask for the models.")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="The server's key.")] = None,
+    score: Annotated[str | None, typer.Option(help="Column of scores; logprob makes the samples keep it.")] = None,
+    config: Annotated[str | None, typer.Option(help="Configuration of a data set of the Hub.")] = None,
+    split: Annotated[str, typer.Option(help="Split of a data set of the Hub.")] = "test",
+    seed: Annotated[int, typer.Option(help="Seed of problems, samples and intervals.")] = 0,
+) -> None:
+    """Measure models by several samples per question: pass@k, votes, tokens, and what GRPO could learn from."""
+    from .backends import ClientBackend, SamplingParams, TransformersBackend  # loads torch
+    from .search import collect, draw_accuracy, draw_training
+    from .search import evaluate as measure
+    from .tiny import arithmetic_problems
+
+    if bool(models) == bool(candidates):
+        raise typer.BadParameter("Name either models to sample from or stored --candidates.", param_hint="MODELS")
+    folder = output_dir or (Path("eval") if models else None)
+    reports = {}
+    try:
+        if candidates:
+            reports[Path(candidates).stem] = measure(_read_rows(candidates, config, split), score=score, seed=seed)
+        params = SamplingParams(n, temperature, top_p, max_tokens=max_tokens, seed=seed, logprobs=score == "logprob")
+        task, _, number = problems.partition(":")
+        own = arithmetic_problems("test", int(number or 200), seed) if task == "arithmetic" else None
+        for model in models or []:
+            rows = own or _read_rows(problems, config, split)
+            told = {} if thinking is None else {"enable_thinking": thinking}
+            if base_url:
+                sample = partial(ClientBackend(model, base_url=base_url, api_key=api_key).sample, **told)
+            else:
+                sample = partial(TransformersBackend(*_load(model)).sample, batch_size=batch_size, **told)
+            out = Path(folder or "", "" if len(models or []) == 1 else re.sub(r"\W+", "-", model), "candidates.jsonl")
+            name = model if thinking is None else f"{model}, {'thinking' if thinking else 'not thinking'}"
+            rows = collect(sample, rows, params, out=out, name=name, system=system)
+            reports[model] = measure(rows, score=score, seed=seed)
+    except ConnectionError as error:  # what came before is kept
+        typer.echo(error, err=True)
+        raise typer.Exit(1) from error
+    except (OSError, ValueError) as error:  # no such data, columns nobody knows, candidates of other settings
+        raise typer.BadParameter(str(error)) from error
+    console = Console()
+    for name, report in reports.items():
+        _print_report(name, report, console)
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(reports, indent=2) + "\n", encoding="utf-8")
+    found = [re.search(r"checkpoint-(\d+)", name) for name in reports]
+    steps = [int(match[1]) if match else 0 for match in found]
+    try:
+        draw_accuracy(reports, folder / "curve.png")
+        if len(steps) == len(set(steps)) > 1:
+            draw_training(dict(zip(steps, reports.values(), strict=True)), folder / "training.png")
+    except ImportError as error:  # a picture less
+        typer.echo(str(error), err=True)
+    typer.echo(f"Candidates, report and pictures: {folder}")
+
+
+def _print_report(name: str, report: dict, console: Console) -> None:
+    """A table of the metrics by number of samples, and what else is worth knowing in a sentence each."""
+    metrics, tokens = report["metrics"], report["tokens"]
+    percent = {key: [100 * number for number in metric.values()] for key, metric in metrics.items()}
+    shown = {key: "{:.1f} [{:.0f}, {:.0f}]".format(*numbers) for key, numbers in percent.items()}
+    table = Table("k", title=f"{name}: {report['questions']} questions", caption="% right [95 % interval]")
+    methods = [key.removesuffix("@1") for key in metrics if key.endswith("@1")]
+    for method in methods:
+        table.add_column(f"{method}@k", justify="right")
+    for k in [key.removeprefix("pass@") for key in metrics if key.startswith("pass@")]:
+        table.add_row(k, *(shown[f"{method}@{k}"] for method in methods))
+    console.print(table)
+    spent = ", ".join(f"{part} {'-' if number is None else f'{number:,.0f}'}" for part, number in tokens.items())
+    cut = "-" if report["truncated"] is None else f"{report['truncated']:.1%}"
+    typer.echo(
+        f"Tokens per question: {spent}. Truncated: {cut}. Without an answer: {report['unparsed']:.1%}.\n"
+        f"GRPO learns from questions with right and wrong samples: {shown['mixed']} %; all right "
+        f"{shown['all_right']} %, all wrong {shown['all_wrong']} %. pass@k - pass@1: {shown['headroom']} points.\n"
+        f"Left out without a gold answer: {report['ungraded']}."
+    )
 
 
 @app.command()

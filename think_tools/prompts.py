@@ -1,4 +1,4 @@
-"""Prompts that make a model reason in the open, in English and Chinese: zero-shot, few-shot, checked, from the answer.
+"""Prompts that make a model reason in the open, in English and Chinese: zero-shot, few-shot, led, in steps, again.
 
 Each takes the messages of a prompt and gives new ones whose last turn holds the instructions, in Chinese if the
 question has a Chinese character. They stand in the user's turn, because many reasoning models are trained without a
@@ -23,6 +23,25 @@ _REFLECT = {
     "en": "Before you close the reasoning, check the result another way: put it back into the question, estimate it, "
     "or find it by a second route. If the check fails, say what was wrong and go on from the step before it.",
     "zh": "结束推理之前，换一种办法检验结果：代回原题、估算，或另解一遍。若检验不符，指出错处，从出错前的一步重新推。",
+}
+_SUPERVISE = {
+    "en": "Inside the reasoning go through these stages.\nPlan: say what is given and asked, name the ways that "
+    "could lead there, and choose one.\nExplore: carry it out step by step; where it leads nowhere, go back and take "
+    "another.\nVerify: check the result {num_checks} times, each time another way: put it back into the question, "
+    "estimate it, find it by a second route. If a check fails, say what was wrong and explore again from there.",
+    "zh": "推理分以下阶段。\n计划：说明已知什么、求什么，列出可行的思路，选定其一。\n探索：按思路一步一步地做；"
+    "走不通就退回来，换另一条思路。\n检验：用不同的办法检验结果 {num_checks} 次，例如代回原题、估算、另解一遍。"
+    "若检验不符，指出错处，从那里重新探索。",
+}
+_STEPS = {
+    "en": "Write every step of the reasoning between <step> and </step>: one idea or one calculation each.",
+    "zh": "推理的每一步都写在 <step> 与 </step> 之间，每步只写一个想法或一次计算。",
+}
+_REVISE = {
+    "en": "Earlier answers to this question, the latest last:\n\n{attempts}\n\nThey may be wrong. Look for the first "
+    "error in the latest, solve the question again, and answer with the corrected result; if you find none, keep it.",
+    "zh": "以下是先前对本题的回答，最新的在最后：\n\n{attempts}\n\n它们可能有错。找出最新回答中的第一处错误，"
+    "重新解题，写出改正后的结果；若没有错误，就保留它。",
 }
 _EXAMPLES = {"en": ("Worked examples:", "Now the question:"), "zh": ("例题：", "现在的问题：")}
 _RATIONALISE = {
@@ -89,6 +108,93 @@ def reflect_and_verify(messages: Messages) -> Messages:
     ```
     """
     return _instruct(messages, _REFLECT)
+
+
+def supervised(messages: Messages, *, num_checks: int = 3) -> Messages:
+    """
+    Tell the model how to reason (supervised CoT): plan, explore, verify several times.
+
+    Source of the idea: Zhang et al. 2024, https://huggingface.co/papers/2410.14198: what a chain of thought should
+    write down is better said than left to "think step by step".
+
+    Args:
+        messages (`list[dict]`):
+            The prompt; its last turn is the question.
+        num_checks (`int`, *optional*, defaults to `3`):
+            Times to verify the result.
+
+    Returns:
+        `list[dict]`: New messages.
+
+    Raises:
+        `ValueError`: If `num_checks` is below 1, or the last turn is no text of a user.
+
+    Example:
+
+    ```python
+    >>> from think_tools.prompts import supervised
+
+    >>> "check the result 3 times" in supervised([{"role": "user", "content": "2+3?"}])[-1]["content"]
+    True
+    ```
+    """
+    if num_checks < 1:
+        raise ValueError(f"`num_checks` must be at least 1, got {num_checks}: without checks use `zero_shot`.")
+    return _instruct(messages, _SUPERVISE, num_checks=str(num_checks))
+
+
+def step_tags(messages: Messages) -> Messages:
+    """
+    Ask for reasoning in `<step>` tags, for a step search with `SamplingParams(stop=("</step>",))`.
+
+    Arguments, result and errors as [`zero_shot`].
+
+    Example:
+
+    ```python
+    >>> from think_tools.prompts import step_tags
+
+    >>> "<step>" in step_tags([{"role": "user", "content": "2+3?"}])[-1]["content"]
+    True
+    ```
+    """
+    return _instruct(messages, _STEPS)
+
+
+def revise(messages: Messages, attempts: Sequence[str]) -> Messages:
+    """
+    Show earlier answers and ask for a better one.
+
+    Args:
+        messages (`list[dict]`):
+            The prompt; its last turn is the question.
+        attempts (`Sequence[str]`):
+            Earlier answers, the latest last. An empty one, whose reasoning was cut off, is shown as `…`.
+
+    Returns:
+        `list[dict]`: New messages.
+
+    Raises:
+        `ValueError`: If there are no attempts, or the last turn is no text of a user.
+
+    Example:
+
+    ```python
+    >>> from think_tools.prompts import revise
+
+    >>> print(revise([{"role": "user", "content": "2+3?"}], ["6", "4"])[-1]["content"].split("They")[0].strip())
+    2+3?
+    <BLANKLINE>
+    Earlier answers to this question, the latest last:
+    <BLANKLINE>
+    1. 6
+    2. 4
+    ```
+    """
+    if not attempts:
+        raise ValueError("`attempts` must hold at least one answer, got none: to ask for the first use `zero_shot`.")
+    shown = "\n".join(f"{i}. {attempt.strip() or '…'}" for i, attempt in enumerate(attempts, start=1))
+    return _instruct(messages, _REVISE, attempts=shown)
 
 
 def few_shot(messages: Messages, examples: Sequence[Mapping[str, Any]]) -> Messages:

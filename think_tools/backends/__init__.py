@@ -3,5 +3,14 @@
 from .client import ClientBackend
 from .local import TransformersBackend
 from .sampling import Candidate, Delta, Messages, SamplingParams
+from .scripted import ScriptedBackend
 
-__all__ = ["Candidate", "ClientBackend", "Delta", "Messages", "SamplingParams", "TransformersBackend"]
+__all__ = [
+    "Candidate",
+    "ClientBackend",
+    "Delta",
+    "Messages",
+    "SamplingParams",
+    "ScriptedBackend",
+    "TransformersBackend",
+]

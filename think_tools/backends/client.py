@@ -19,7 +19,8 @@ from huggingface_hub import AsyncInferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 
 from ..formats import THINK, ThinkFormat
-from ..parsing import Part, ThinkStream, read_completion
+from ..parsing import Part, ThinkStream
+from .reply import prefix_of, read_reply, reasoning_of
 from .sampling import Candidate, Delta, Messages, SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -29,8 +30,6 @@ K = TypeVar("K")
 
 _PASSING = {408, 409, 425, 429}  # statuses worth another attempt, beside every 5xx
 _LONGEST_BACKOFF = 60.0  # seconds
-_STOPPED = ("stop", "eos_token", "stop_sequence")  # the last two are text-generation-inference's
-_REFUSED = ("content_filter", "tool_calls", "function_call")  # another attempt would end the same
 _tls = functools.cache(httpx2.create_ssl_context)  # takes longer than a request
 # What a transport raises, what reading a body of the wrong shape raises, and RuntimeError, our verdict "hopeless".
 _FAILURES = (httpx2.HTTPError, OSError, ValueError, TypeError, AttributeError, LookupError, RuntimeError)
@@ -108,6 +107,11 @@ class ClientBackend:
     opened: bool | None = None
     fmt: ThinkFormat = THINK
 
+    # What can be asked for: whether the server at hand gives it is seen from its answer.
+    supports_extend = True
+    supports_logprobs = True
+    supports_thinking_budget = True
+
     def __post_init__(self) -> None:
         if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
             raise ValueError(f"`base_url` must begin with http:// or https://, got {self.base_url!r}.")
@@ -115,6 +119,7 @@ class ClientBackend:
             if (number := vars(self)[name]) is not None and not number > 0:
                 raise ValueError(f"`{name}` must be positive, got {number}.")
         self._free_at = {"requests": 0.0, "tokens": 0.0}  # when the limit of each allows more
+        self._kept: set[tuple[bool, bool]] = set()  # turns that the server is known to go on with, see `_check_kept`
 
     def sample(
         self, prompts: Sequence[Messages], params: SamplingParams, **chat_template_kwargs: Any
@@ -126,9 +131,11 @@ class ClientBackend:
 
         Args:
             prompts (`list[list[dict]]`):
-                One list of messages per prompt.
+                One list of messages per prompt. One that ends in an assistant turn is gone on with, as by `extend`.
             params ([`SamplingParams`]):
-                How to sample. Sample `i` gets `seed + i`. `top_k=0` is not sent: the server's own default holds.
+                How to sample. Sample `j` of prompt `i` gets `seed + i * n + j`. `top_k=0` is not sent: the server's
+                own default holds. With `stop`, the server must say which text has ended an answer; a think budget is
+                vLLM's, with a reasoning parser.
             chat_template_kwargs (*optional*):
                 Variables of the server's chat template, such as `enable_thinking=False`.
 
@@ -136,12 +143,14 @@ class ClientBackend:
             `list[list[Candidate]]`: `params.n` candidates for each prompt, in the order of `prompts`.
 
         Raises:
+            `ValueError`: For `num_wait`, which no server knows, or if the server cannot go on with a turn.
             `ConnectionError`: If a request failed for good. `as_completed` hands out the others all the same.
         """
         keys = list(itertools.product(range(len(prompts)), range(params.n)))
-        requests = [((i, j), prompts[i], nth_sample(params, j)) for i, j in keys]
+        requests = [((i, j), prompts[i], nth_sample(params, i * params.n + j)) for i, j in keys]
 
         async def collect() -> dict[tuple[int, int], Candidate | ConnectionError]:
+            await self._check_kept(prompts, chat_template_kwargs)
             return {key: result async for key, result in self.as_completed(requests, **chat_template_kwargs)}
 
         found = run_sync(collect())
@@ -149,6 +158,75 @@ class ClientBackend:
         if failed := [result for result in found.values() if isinstance(result, ConnectionError)]:
             raise ConnectionError(f"{len(failed)} of {len(keys)} requests failed, the first with: {failed[0]}")
         return [candidates[i : i + params.n] for i in range(0, len(candidates), params.n)]
+
+    def extend(
+        self,
+        prompts: Sequence[Messages],
+        prefixes: Sequence[Sequence[int] | str],
+        params: SamplingParams,
+        **chat_template_kwargs: Any,
+    ) -> list[list[Candidate]]:
+        """
+        Go on with every assistant turn from its text, `params.n` times, on vLLM and SGLang.
+
+        The server's template renders the text as the beginning of the turn (`continue_final_message`). Some drop
+        reasoning that is closed, or put an empty block before one that is open (Qwen3's); such a template, and a
+        server that begins a new turn instead, is found out by three short requests before the first call.
+
+        Args:
+            prompts (`list[list[dict]]`):
+                The messages before each turn.
+            prefixes (`list[str]`):
+                The text of each turn so far, markers included; `""` to begin.
+            params ([`SamplingParams`]):
+                How to sample.
+            chat_template_kwargs (*optional*):
+                Variables of the server's chat template, such as `enable_thinking=False`.
+
+        Returns:
+            `list[list[Candidate]]`: `params.n` continuations of each turn, as [`TransformersBackend.extend`] gives
+            them, without token ids.
+
+        Raises:
+            `ValueError`: If a prefix is token ids, if there are not as many as prompts, or if the server changes what
+                it is to go on with.
+            `ConnectionError`: If a request failed for good.
+        """
+        if len(prompts) != len(prefixes):
+            raise ValueError(f"`prefixes` must be as many as `prompts`, got {len(prefixes)} and {len(prompts)}.")
+        turns: list[Messages] = []
+        for messages, prefix in zip(prompts, prefixes, strict=True):
+            if not isinstance(prefix, str) and prefix:
+                raise ValueError("`prefixes` must be texts for a server, got token ids: pass `candidate.text`.")
+            if prefix and self.opened and self.fmt.open not in prefix:
+                prefix = f"{self.fmt.open}\n{prefix}"  # without its generation prompt, nobody else writes it
+            turns.append([*messages, {"role": "assistant", "content": prefix}] if prefix else messages)
+        return self.sample(turns, params, **chat_template_kwargs)
+
+    async def _check_kept(self, prompts: Sequence[Messages], chat_template_kwargs: Mapping[str, Any]) -> None:
+        """Refuse a server that makes of a turn's beginning another number of tokens than of the same in a question."""
+        turns = {(self.fmt.open in begun, self.fmt.close in begun) for begun in map(prefix_of, prompts) if begun}
+        for opened, closed in turns - self._kept:
+            start, end = f"{self.fmt.open}\n" * opened, f"\n{self.fmt.close}\n\nHello" * closed
+            text = f"{start}Hello{' Hello' * 8}{end}"
+            sizes = []
+            async with self._session() as client:
+                for question, begun in (("Hi\n", ""), (f"Hi\n{text}", ""), ("Hi\n", text)):
+                    turn = [{"role": "user", "content": question}, {"role": "assistant", "content": begun}]
+                    messages = turn if begun else turn[:1]
+                    arguments = self._arguments(messages, SamplingParams(max_tokens=1), chat_template_kwargs)
+                    self._take("requests", 1)
+                    output = await self._retry(lambda m=messages, a=arguments: client.chat_completion(m, **a))
+                    sizes.append((output.usage or {}).get("prompt_tokens") or 0)
+            size, added = (some - sizes[0] for some in sizes[1:])
+            # Some fewer where the template writes the opening marker itself, or trims the question.
+            if not size - 4 <= added <= size or not size:
+                raise ValueError(
+                    f"The server at `base_url` {self.base_url} does not go on with {text!r}: of its {size} tokens it "
+                    f"makes {added}. Give vLLM or SGLang a chat template that leaves an assistant's text as it is, "
+                    "such as `load_template('chatml_think')`, or use `TransformersBackend`."
+                )
+            self._kept.add((opened, closed))
 
     async def as_completed(
         self, requests: Iterable[tuple[K, Messages, SamplingParams]], **chat_template_kwargs: Any
@@ -200,6 +278,7 @@ class ClientBackend:
                     while more and len(running) < self.concurrency and not (wait := self._wait()):
                         request = next(source, None)
                         if more := request is not None:
+                            _refuse_waits(request[2])
                             self._take("requests", 1)
                             self._take("tokens", request[2].max_tokens)  # until it is known how many there are
                             running.add(asyncio.create_task(ask(*request)))
@@ -240,20 +319,23 @@ class ClientBackend:
         """
         if params.n != 1:
             raise ValueError(f"`params.n` must be 1 to stream, got {params.n}.")
+        _refuse_waits(params)
         while wait := self._wait():
             await asyncio.sleep(wait)
         self._take("requests", 1)
-        arguments = {**self._arguments(params, chat_template_kwargs), "stream_options": {"include_usage": True}}
+        arguments = self._arguments(messages, params, chat_template_kwargs)
+        arguments["stream_options"] = {"include_usage": True}
         split, thoughts, texts = ThinkStream(opened=bool(self.opened), fmt=self.fmt), list[str](), list[str]()
-        usage, reason, num_pieces = None, None, 0
+        usage, last, logprobs, num_pieces = None, {}, [], 0
         async with self._session() as client:
             chunks = await self._retry(lambda: client.chat_completion(messages, stream=True, **arguments))
             try:
                 async for chunk in chunks:
                     usage = chunk.usage or usage
                     for choice in chunk.choices:
-                        reason = choice.finish_reason or reason
-                        thought, text = _reasoning(choice.delta) or "", choice.delta.content or ""
+                        last = choice if choice.finish_reason else last
+                        logprobs += (choice.logprobs or {}).get("content") or []
+                        thought, text = reasoning_of(choice.delta) or "", choice.delta.content or ""
                         thoughts.append(thought)
                         texts.append(text)
                         num_pieces += bool(thought or text)
@@ -262,7 +344,8 @@ class ClientBackend:
                         for part, piece in pieces:
                             yield Delta(part, piece, num_pieces)
                 message = {"reasoning_content": "".join(thoughts), "content": "".join(texts)}
-                candidate = self._candidate(message, reason, usage, messages)
+                choice = {**last, "logprobs": {"content": logprobs}}
+                candidate = read_reply(message, choice, usage, messages, params, opened=self.opened, fmt=self.fmt)
             except _FAILURES as failure:
                 raise ConnectionError(f"The stream broke off: {_diagnose(failure)[0]}") from failure
         self._take("tokens", candidate.num_prompt_tokens + candidate.num_tokens)
@@ -282,17 +365,27 @@ class ClientBackend:
             client._async_client = connections
             yield client
 
-    def _arguments(self, params: SamplingParams, chat_template_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        extra_body = {"chat_template_kwargs": chat_template_kwargs or None, "top_k": params.top_k or None}
+    def _arguments(
+        self, messages: Messages, params: SamplingParams, chat_template_kwargs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        extra_body: dict[str, Any] = {
+            "chat_template_kwargs": chat_template_kwargs or None,
+            "top_k": params.top_k or None,
+            "thinking_token_budget": params.thinking_token_budget,
+        }
+        if prefix_of(messages):
+            extra_body |= {"add_generation_prompt": False, "continue_final_message": True}
         names = ("temperature", "top_p", "max_tokens", "seed")
         sampling = {name: vars(params)[name] for name in names}
+        sampling |= {"stop": list(params.stop) or None, "logprobs": params.logprobs or None}
         return {"model": self.model, "extra_body": {**extra_body, **self.extra_body}, **sampling}
 
     async def _answer(
         self, client: AsyncInferenceClient, messages: Messages, params: SamplingParams, kwargs: Mapping[str, Any]
     ) -> Candidate:
-        output = await client.chat_completion(messages, **self._arguments(params, kwargs))
-        return self._candidate(output.choices[0].message, output.choices[0].finish_reason, output.usage, messages)
+        output = await client.chat_completion(messages, **self._arguments(messages, params, kwargs))
+        choice = output.choices[0]  # as a mapping it lacks the fields of its message that the client does not know
+        return read_reply(choice.message, choice, output.usage, messages, params, opened=self.opened, fmt=self.fmt)
 
     async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
         """What `call` gives in the end; a `ConnectionError` if it fails for good."""
@@ -309,29 +402,6 @@ class ClientBackend:
             self._take("requests", 1, after=retry_after)
             longest = min(_LONGEST_BACKOFF, self.backoff * 2 ** (attempt - 1))
             await asyncio.sleep(retry_after + random.uniform(longest / 2, longest))
-
-    def _candidate(
-        self, message: Mapping[str, Any], reason: str | None, usage: Mapping[str, Any] | None, prompt: Messages
-    ) -> Candidate:
-        """The candidate in a message; a `ValueError` if another attempt may bring one, a `RuntimeError` if not."""
-        stopped = reason in _STOPPED
-        if not stopped and reason != "length":
-            raise (RuntimeError if reason in _REFUSED else ValueError)(
-                f"the answer ended with finish_reason {reason!r}"
-            )
-        thought, content = _reasoning(message), message.get("content")
-        turn = {"role": "assistant", "reasoning_content": thought, "content": content}
-        trace = read_completion(turn, opened=self.opened, fmt=self.fmt, finished=stopped)
-        size = len(trace.reasoning or "") + len(trace.answer)
-        if not size:
-            raise (ValueError if stopped else RuntimeError)(f"the answer is empty, finish_reason {reason!r}")
-        text, usage = trace.text(self.fmt) if thought else str(content), usage or {}
-        num_tokens = usage.get("completion_tokens") or _estimate(text)
-        known = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens")
-        num_reasoning_tokens = known or round(num_tokens * len(trace.reasoning or "") / size)
-        num_prompt_tokens = usage.get("prompt_tokens") or _estimate("".join(str(turn["content"]) for turn in prompt))
-        finish_reason = "stop" if stopped else "length"
-        return Candidate(text, trace, finish_reason, num_tokens, num_reasoning_tokens, num_prompt_tokens)
 
     def _wait(self) -> float:
         """Seconds until the limits allow a request."""
@@ -384,9 +454,6 @@ def _seconds(retry_after: str) -> float:
     return float(retry_after) if retry_after.replace(".", "", 1).isdigit() else 0.0
 
 
-def _reasoning(message: Mapping[str, Any]) -> str | None:
-    return message.get("reasoning_content") or message.get("reasoning")
-
-
-def _estimate(text: str) -> int:
-    return len(text.encode()) // 4 + 1
+def _refuse_waits(params: SamplingParams) -> None:
+    if params.num_wait:
+        raise ValueError(f"`num_wait` must be 0 for a server, which knows no waits, got {params.num_wait}.")

@@ -7,15 +7,18 @@ import threading
 from bisect import bisect_left
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
+from ..decoding import ThinkingBudget
 from ..formats import THINK, ThinkFormat, detect_format
 from ..parsing import ThinkStream, parse
 from ..templates import PromptState, end_of_turn, prompt_state
+from .batching import Ending, KeptCaches, Row, generate_rows
 from .sampling import Candidate, Delta, Messages, SamplingParams
 
 if TYPE_CHECKING:
@@ -44,6 +47,9 @@ class TransformersBackend:
             Whether control tokens in the messages are encoded as ordinary text, so that nobody can close the
             reasoning or the turn by typing `</think>` or `<|im_end|>`. Prompts of your own that mean the token, such
             as worked examples with `<think>`, need `False`.
+        keep_bytes (`int`, *optional*, defaults to 1 GiB):
+            Most bytes of keys and values that `extend` keeps, on the model's device. `0` keeps none, and every step of
+            a search reads everything again.
 
     Example:
 
@@ -57,6 +63,10 @@ class TransformersBackend:
     ```
     """
 
+    supports_extend = True
+    supports_logprobs = True
+    supports_thinking_budget = True
+
     def __init__(
         self,
         model: "PreTrainedModel | PeftModel",
@@ -64,11 +74,13 @@ class TransformersBackend:
         *,
         fmt: ThinkFormat | None = None,
         sanitize_control_tokens: bool = True,
+        keep_bytes: int = 2**30,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.fmt = fmt or detect_format(tokenizer) or THINK
         self.sanitize_control_tokens = sanitize_control_tokens
+        self._kept = KeptCaches(keep_bytes)
         self._lock = threading.Lock()
         self._end_ids = _end_ids(model, tokenizer, self.fmt)
         # A tokenizer may join the end of a marker that is ordinary text with the line break after it.
@@ -81,13 +93,17 @@ class TransformersBackend:
         """
         Answer every prompt `params.n` times.
 
+        Outputs that have ended leave the batch and waiting ones take their places; the candidates of one prompt share
+        the work of reading it. With a think budget or waits, and for models with recurrent layers, a batch waits for
+        its longest output instead.
+
         Args:
             prompts (`list[list[dict]]`):
                 One list of messages per prompt.
             params ([`SamplingParams`]):
                 How to sample.
             batch_size (`int`, *optional*, defaults to `16`):
-                Most sequences to generate at once. The candidates of one prompt stay together, even if they are more.
+                Most sequences to generate at once.
             chat_template_kwargs (*optional*):
                 Variables of the chat template, such as `enable_thinking=False`.
 
@@ -97,16 +113,82 @@ class TransformersBackend:
         Raises:
             `ValueError`: If a prompt fills the model's context, or `batch_size` is below 1.
         """
+        kept = self._kept if params.stop else None  # a stop text means to go on
+        return self._extend(prompts, [[]] * len(prompts), params, chat_template_kwargs, batch_size, kept)
+
+    def extend(
+        self,
+        prompts: Sequence[Messages],
+        prefixes: Sequence[Sequence[int] | str],
+        params: SamplingParams,
+        *,
+        batch_size: int = 16,
+        **chat_template_kwargs: Any,
+    ) -> list[list[Candidate]]:
+        """
+        Go on with every assistant turn from its own tokens, `params.n` times.
+
+        The keys and values of what is written are kept, so that a search reads each token once. They are dropped when
+        the model is trained or its adapters change.
+
+        Args:
+            prompts (`list[list[dict]]`):
+                The messages before each turn.
+            prefixes (`list[list[int]]`):
+                What stands in each turn so far: the `token_ids` of the candidates that led there, one after the other,
+                `[]` to begin. A text is tokenized, maybe otherwise than the model did.
+            params ([`SamplingParams`]):
+                How to sample; `max_tokens` counts new tokens.
+            batch_size (`int`, *optional*, defaults to `16`):
+                Most sequences to generate at once.
+            chat_template_kwargs (*optional*):
+                Variables of the chat template, such as `enable_thinking=False`.
+
+        Returns:
+            `list[list[Candidate]]`: `params.n` continuations of each turn; the text and tokens of each are only what
+            is new, its trace is that of the whole turn.
+
+        Raises:
+            `ValueError`: If a turn has ended already or fills the model's context, if there are not as many prefixes
+                as prompts, or if `batch_size` is below 1.
+
+        Example:
+
+        ```python
+        >>> from think_tools.backends import SamplingParams, TransformersBackend
+        >>> from think_tools.tiny import load_tiny
+
+        >>> backend = TransformersBackend(*load_tiny("thinker"))
+        >>> prompt, params = [{"role": "user", "content": "12*13=?"}], SamplingParams(temperature=0, stop=("\\n",))
+        >>> [[step]] = backend.sample([prompt], params)
+        >>> [[rest]] = backend.extend([prompt], [step.token_ids], SamplingParams(temperature=0))
+        >>> rest.trace.answer
+        '156'
+        ```
+        """
+        return self._extend(prompts, prefixes, params, chat_template_kwargs, batch_size, self._kept)
+
+    def _extend(
+        self,
+        prompts: Sequence[Messages],
+        prefixes: Sequence[Sequence[int] | str],
+        params: SamplingParams,
+        chat_template_kwargs: dict[str, Any],
+        batch_size: int,
+        kept: KeptCaches | None,
+    ) -> list[list[Candidate]]:
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-        rows = [self._encode(messages, chat_template_kwargs) for messages in prompts]
+        if len(prompts) != len(prefixes):
+            raise ValueError(f"`prefixes` must be as many as `prompts`, got {len(prefixes)} and {len(prompts)}.")
         state = prompt_state(self.tokenizer, fmt=self.fmt, **chat_template_kwargs)
-        per_batch = max(1, batch_size // params.n)
-        outputs: list[list[int]] = []
+        begun = [self._row(*turn, params, chat_template_kwargs) for turn in zip(prompts, prefixes, strict=True)]
+        rows = [Row([*row.ids], row.most, row.turn, cache=row.cache) for row in begun for _ in range(params.n)]
         with self._exclusive(params.seed):
-            for start in range(0, len(rows), per_batch):
-                outputs += self._generate(rows[start : start + per_batch], params, state)
-        candidates = [self._candidate(ids, opened=state == "open") for ids in outputs]
+            if kept:  # a new search reads its prompts again, and meets nothing of an old one
+                kept.find(self.model, [row for row in begun if row.start > row.turn])
+            self._generate(rows, params, state, batch_size=batch_size, kept=kept)
+        candidates = [self._candidate(row, params, state) for row in rows]
         return [candidates[i : i + params.n] for i in range(0, len(candidates), params.n)]
 
     async def stream(
@@ -145,17 +227,17 @@ class TransformersBackend:
         """
         if params.n != 1:
             raise ValueError(f"`params.n` must be 1 to stream, got {params.n}.")
-        prompt = self._encode(messages, chat_template_kwargs)
+        row = self._row(messages, "", params, chat_template_kwargs)
         state = prompt_state(self.tokenizer, fmt=self.fmt, **chat_template_kwargs)
         loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[int | list[int] | Exception] = asyncio.Queue()
+        queue: asyncio.Queue[int | Row | Exception] = asyncio.Queue()
         streamer = _TokenStreamer(lambda item: loop.call_soon_threadsafe(queue.put_nowait, item))
 
         def run() -> None:
             try:
                 with self._exclusive(params.seed):
-                    [output] = self._generate([prompt], params, state, streamer)
-                streamer.send(output)
+                    self._generate([row], params, state, streamer=streamer)
+                streamer.send(row)
             except _Cancelled:
                 return
             except Exception as error:  # raised on a thread nobody watches: it belongs to the caller, whatever it is
@@ -168,7 +250,7 @@ class TransformersBackend:
         text, split = _TextStream(self._decode), ThinkStream(opened=state == "open", fmt=self.fmt)
         num_tokens = 0
         try:
-            while not isinstance(item := await queue.get(), list):
+            while not isinstance(item := await queue.get(), Row):
                 if isinstance(item, Exception):
                     raise item
                 num_tokens += 1
@@ -176,9 +258,29 @@ class TransformersBackend:
                     yield Delta(part, piece, num_tokens)
             for part, piece in split.feed(text.finish()):
                 yield Delta(part, piece, num_tokens)
-            yield self._candidate(item, opened=state == "open")
+            yield self._candidate(item, params, state)
         finally:
             streamer.cancelled.set()
+
+    def _row(
+        self,
+        messages: Messages,
+        prefix: Sequence[int] | str,
+        params: SamplingParams,
+        chat_template_kwargs: dict[str, Any],
+    ) -> Row:
+        prompt = self._encode(messages, chat_template_kwargs)
+        if isinstance(prefix, str):
+            prefix = self.tokenizer.encode(prefix, add_special_tokens=False)
+        if prefix and prefix[-1] in self._end_ids:
+            raise ValueError(f"`prefixes` has a turn that has ended, with token {prefix[-1]}: nothing can follow.")
+        start = len(prompt) + len(prefix)
+        if start >= self._context():
+            raise ValueError(
+                f"A prompt with its prefix is {start} tokens long, but the model reads at most {self._context()}. A "
+                "turn whose last candidate has `finish_reason='length'` may be one that cannot go on."
+            )
+        return Row([*prompt, *prefix], int(min(start + params.max_tokens, self._context())), turn=len(prompt))
 
     def _encode(self, messages: Messages, chat_template_kwargs: dict[str, Any]) -> list[int]:
         prompt = self.tokenizer.apply_chat_template(
@@ -216,29 +318,22 @@ class TransformersBackend:
             finally:
                 self.model.train(training)
 
-    def _generate(
-        self,
-        prompts: list[list[int]],
-        params: SamplingParams,
-        state: PromptState,
-        streamer: BaseStreamer | None = None,
-    ) -> list[list[int]]:
-        """New ids of `params.n` outputs per prompt, up to and with the first end token."""
-        width = max(map(len, prompts))
-        config = self._generation_config(params, width, state)
-        gaps = [width - len(ids) for ids in prompts]
-        padded = [[config.pad_token_id] * gap + ids for gap, ids in zip(gaps, prompts, strict=True)]
-        mask = [[0] * gap + [1] * len(ids) for gap, ids in zip(gaps, prompts, strict=True)]
-        output: torch.Tensor = self.model.generate(  # type: ignore[operator]  # (prompts * n, width + new)
-            input_ids=torch.tensor(padded, device=self.model.device),
-            attention_mask=torch.tensor(mask, device=self.model.device),
-            generation_config=config,
-            streamer=streamer,
-        )
-        rows = output[:, width:].tolist()
-        return [row[: next((i + 1 for i, token in enumerate(row) if token in self._end_ids), None)] for row in rows]
+    def _generate(self, rows: list[Row], params: SamplingParams, state: PromptState, **options: Any) -> None:
+        """Write all rows; `options` are those of `generate_rows`."""
+        ending = Ending(self._end_ids, params.stop, params.logprobs, self._decode)
+        config = self._generation_config(params, state)
+        if params.thinking_token_budget is not None or params.num_wait:
+            budget = ThinkingBudget(
+                self.tokenizer,
+                params.thinking_token_budget,
+                num_wait=params.num_wait,
+                eos_token_ids=self._end_ids,
+                fmt=self.fmt,
+            )
+            options["processors"] = [budget]
+        generate_rows(self.model, rows, config, ending, **{"batch_size": len(rows), **options})
 
-    def _generation_config(self, params: SamplingParams, width: int, state: PromptState) -> GenerationConfig:
+    def _generation_config(self, params: SamplingParams, state: PromptState) -> GenerationConfig:
         config = copy.deepcopy(self.model.generation_config)
         assert config is not None, "a model that can generate has a generation config"
         pad = self.tokenizer.pad_token_id
@@ -248,9 +343,11 @@ class TransformersBackend:
             temperature=params.temperature or 1.0,
             top_p=params.top_p if params.temperature else 1.0,
             top_k=params.top_k if params.temperature else 50,
-            num_return_sequences=params.n,
+            # The rest would make of one row several, or of one step several tokens.
+            num_return_sequences=1,
+            num_beams=1,
+            prompt_lookup_num_tokens=None,
             max_length=None,
-            max_new_tokens=int(min(params.max_tokens, self._context() - width)),
             eos_token_id=self._end_ids or None,
             bad_words_ids=[*(config.bad_words_ids or []), *(self._opening_ids if state == "closed" else [])] or None,
             # Any id will do: the mask hides it before the prompt, and outputs are cut at their end token.
@@ -258,11 +355,14 @@ class TransformersBackend:
         )
         return config
 
-    def _candidate(self, ids: list[int], *, opened: bool) -> Candidate:
-        finished = ids[-1] in self._end_ids
-        ids, num_tokens = ids[:-1] if finished else ids, len(ids)
-        text = self._decode(ids)
-        trace = parse(text, opened=opened, fmt=self.fmt, finished=finished)
+    def _candidate(self, row: Row, params: SamplingParams, state: PromptState) -> Candidate:
+        finished = row.ids[-1] in self._end_ids
+        ids = row.ids[row.turn : len(row.ids) - finished]
+        new, before = row.ids[row.start :], row.start - row.turn
+        whole = self._decode(ids)
+        cut = not finished and row.stop_reason is None
+        end = None if row.stop_reason else finished
+        trace = parse(whole, opened=state == "open", fmt=self.fmt, finished=end)
         if trace.reasoning is None:
             num_reasoning_tokens = 0
         elif trace.status == "complete":
@@ -271,7 +371,21 @@ class TransformersBackend:
             num_reasoning_tokens = bisect_left(lengths, True, key=lambda n: self.fmt.close in self._decode(ids[:n]))
         else:
             num_reasoning_tokens = len(ids)
-        return Candidate(text, trace, "stop" if finished else "length", num_tokens, num_reasoning_tokens)
+        num_reasoning_tokens = max(0, num_reasoning_tokens - before)
+        answered = trace.reasoning is None or trace.status == "complete"
+        answer = row.logprobs[num_reasoning_tokens:] if answered else []
+        return Candidate(
+            text=whole[len(self._decode(ids[:before])) :],  # not decoded alone: some tokenizers drop a leading space
+            trace=trace,
+            finish_reason="length" if cut else "stop",
+            num_tokens=len(new),
+            num_reasoning_tokens=num_reasoning_tokens,
+            num_prompt_tokens=row.start,
+            stop_reason=row.stop_reason,
+            token_ids=tuple(new),
+            logprob=fmean(row.logprobs) if params.logprobs else None,
+            answer_logprob=fmean(answer) if params.logprobs and answer else None,
+        )
 
 
 def _end_ids(model: "PreTrainedModel | PeftModel", tokenizer: PreTrainedTokenizerBase, fmt: ThinkFormat) -> list[int]:
@@ -292,7 +406,7 @@ class _Cancelled(Exception):
 class _TokenStreamer(BaseStreamer):
     """Sends each new token of a batch of one; raises in the middle of `generate` once cancelled."""
 
-    def __init__(self, send: Callable[[int | list[int] | Exception], object]) -> None:
+    def __init__(self, send: Callable[[int | Row | Exception], object]) -> None:
         self.send = send
         self.cancelled = threading.Event()
         self._prompt_seen = False

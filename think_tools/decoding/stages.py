@@ -1,14 +1,15 @@
-"""Control of what a transformers model writes: first the reasoning, then an answer that sees only that."""
+"""Generation in two stages: first the reasoning, then an answer, each with its own sampling."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .formats import THINK, ThinkFormat, detect_format, spellings
-from .parsing import Trace, parse
+from ..formats import THINK, ThinkFormat, detect_format, spellings
+from ..parsing import Trace, parse
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,19 @@ class StagedOutput:
 def generate_in_stages(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[str | list[dict[str, Any]]],
     *,
     fmt: ThinkFormat | None = None,
     reasoning: Sequence[str] | None = None,
-    staged_attention: bool = True,
+    staged_attention: bool = False,
     reasoning_kwargs: dict[str, Any] | None = None,
     answer_kwargs: dict[str, Any] | None = None,
 ) -> list[StagedOutput]:
     r"""
-    Generate the reasoning, then the answer, each in its own way; the answer need not see the question.
+    Generate the reasoning, then the answer, each with its own sampling; the answer need not see the question.
+
+    A long and hot reasoning, then a short and greedy answer, or a [`ThinkingBudget`] for the first and a grammar for
+    the second: each stage takes its own arguments. A row whose reasoning is cut is closed and answers too.
 
     With `staged_attention`, the keys and values of the question, opening marker included, are masked once the
     reasoning ends, and all tokens keep their positions. That is what a model trained by
@@ -56,15 +60,16 @@ def generate_in_stages(
             A model with a key-value cache. Its `generation_config` holds where the arguments below say nothing.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
-        prompts (`list[str]`):
-            Rendered prompts: `tokenizer.apply_chat_template(..., tokenize=False, add_generation_prompt=True)`. The
-            opening marker is added where a prompt does not end in it. They are one batch.
+        prompts (`list[str]` or `list[list[dict]]`):
+            Messages, or rendered prompts: `tokenizer.apply_chat_template(..., tokenize=False,
+            add_generation_prompt=True)`. The opening marker is added where a prompt does not end in it. They are one
+            batch.
         fmt ([`ThinkFormat`], *optional*):
             The markers. `None` finds them by [`detect_format`], and is `THINK` if it shows none.
         reasoning (`list[str]`, *optional*):
             One per prompt, literally what is to stand between the markers, line breaks included: the model answers
             from it and does not think itself. `None` lets it think.
-        staged_attention (`bool`, *optional*, defaults to `True`):
+        staged_attention (`bool`, *optional*, defaults to `False`):
             Whether to hide the question from the answer.
         reasoning_kwargs, answer_kwargs (`dict`, *optional*):
             Arguments of `model.generate` for either stage, such as `{"do_sample": True, "temperature": 0.6,
@@ -92,7 +97,6 @@ def generate_in_stages(
     ...     model,
     ...     tokenizer,
     ...     [prompt],
-    ...     staged_attention=False,
     ...     reasoning_kwargs={"max_new_tokens": 300},
     ...     answer_kwargs={"max_new_tokens": 8},
     ... )
@@ -101,8 +105,10 @@ def generate_in_stages(
     ```
     """
     fmt = fmt or detect_format(tokenizer) or THINK
-    _check(model, prompts, fmt, reasoning, staged_attention)
-    questions = [prompt if prompt.rstrip().endswith(fmt.open) else prompt + fmt.open for prompt in prompts]
+    render = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
+    rendered = [prompt if isinstance(prompt, str) else str(render(prompt)) for prompt in prompts]
+    _check(model, rendered, fmt, reasoning, staged_attention)
+    questions = [prompt if prompt.rstrip().endswith(fmt.open) else prompt + fmt.open for prompt in rendered]
     texts = questions if reasoning is None else list(map("".join, zip(questions, reasoning, strict=True)))
     encoded: Any = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
     rows: list[list[int]] = encoded["input_ids"]
@@ -112,7 +118,7 @@ def generate_in_stages(
     closings: list[list[int]] = [[] for _ in rows]
     if reasoning is None:
         stop = {"stop_strings": list(spellings(fmt, fmt.close)), "tokenizer": tokenizer, **(reasoning_kwargs or {})}
-        thoughts = _generate(model, tokenizer, _pad_left(rows, model), stop)
+        thoughts = _generate(model, tokenizer, pad_left(rows, tokenizer, model.device), stop)
         rows = [row + thought for row, (thought, _) in zip(rows, thoughts, strict=True)]
         closings = [_closing(thought, tokenizer, fmt) for thought, _ in thoughts]
         rows = [row[: len(row) - len(closing)] for row, closing in zip(rows, closings, strict=True)]
@@ -121,7 +127,10 @@ def generate_in_stages(
 
     # The closing markers belong to the second stage, blind to the question like the answer. They may differ in length:
     # a gap before a shorter one is masked, and all positions are given.
-    (ids, mask), (tail_ids, tail_mask) = _pad_left(rows, model), _pad_left(tails, model)
+    (ids, mask), (tail_ids, tail_mask) = (
+        pad_left(rows, tokenizer, model.device),
+        pad_left(tails, tokenizer, model.device),
+    )
     before, after = mask.cumsum(1) - 1, mask.sum(1, keepdim=True) + tail_mask.cumsum(1) - 1
     at = torch.cat([before, after], 1).clamp(min=0)
     first = model(
@@ -153,12 +162,14 @@ def _check(
         raise ValueError(f"`staged_attention=True` cannot hide the question from layers with {sorted(blind)}.")
 
 
-def _pad_left(rows: list[list[int]], model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask (rows, longest). Any id does for padding: the mask hides it."""
-    width = max(map(len, rows))
-    ids = [[0] * (width - len(row)) + row for row in rows]
+def pad_left(
+    rows: list[list[int]], tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask (rows, longest). The mask hides padding from the model, not from a repetition penalty."""
+    width, pad = max(map(len, rows)), cast(Any, tokenizer).pad_token_id or 0
+    ids = [[pad] * (width - len(row)) + row for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(ids, device=model.device), torch.tensor(mask, device=model.device)
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 def _generate(

@@ -126,8 +126,8 @@ KINDS = {
     "process": (
         lambda n, good: {
             "prompt": f"{n}+1=?",
-            "completions": ["Add.\n\n", f"It is {'+' if good else '-'}."],
-            "labels": [True, good],
+            "completions": ["Add.\n\n", f"It is {'+' if good else '-'}.", "2"],
+            "labels": [True, good, good],
         }
     ),
     "outcome": lambda n, good: {
@@ -189,7 +189,7 @@ def test_the_table_is_written_line_by_line_and_goes_on(tiny_model, tmp_path, mon
     flags = ["--outcome_verifier", tmp_path / "1", "--process_verifier", tmp_path / "2", "--output_dir", tmp_path]
     [args] = parse(table, "TableArguments", flags=[*flags, "--num_problems", 2, "--num_simulations", 1])
     lines = table.main(args)
-    assert len(lines) == 21
+    assert len(lines) == 20
     assert all(0 <= line.accuracy <= 1 and line.tokens > 0 for line in lines)
     file = tmp_path / "table.jsonl"
     kept = file.read_text(encoding="utf-8").splitlines(keepends=True)

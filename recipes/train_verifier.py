@@ -8,7 +8,7 @@ outcome model from right and wrong outputs (https://huggingface.co/papers/2110.1
 
 ```
 python recipes/label_steps.py --config recipes/tiny/label_steps.yaml                  # the rows of the next two
-python recipes/train_verifier.py --config recipes/tiny/process_verifier.yaml          # on a CPU
+python recipes/train_verifier.py --config recipes/tiny/process_verifier.yaml   # on a CPU
 python recipes/train_verifier.py --config recipes/tiny/outcome_verifier.yaml
 python recipes/train_verifier.py --model_name_or_path Qwen/Qwen3-0.6B --train_file steps.jsonl --output_dir out/prm
 ```

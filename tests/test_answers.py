@@ -251,6 +251,7 @@ def test_a_gold_answer_that_hangs_cannot_be_read(quick):
     assert quick.verdicts(["x"], [r"\begin{pmatrix}" + "(" * 5000 + r"\end{pmatrix}"]) == ["gold_unreadable"]
 
 
+@pytest.mark.slow
 def test_grading_in_threads(quick):
     answers, golds = [r"\binom{5}{2}", HANGS, r"\binom{5}{2}"], ["10", "1", "11"]
     results = []
@@ -262,6 +263,7 @@ def test_grading_in_threads(quick):
     assert results == [["right", "stopped", "wrong"]] * 2
 
 
+@pytest.mark.slow
 def test_grading_beside_an_event_loop(quick):
     async def grade_and_tick():
         ticks = 0

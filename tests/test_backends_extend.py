@@ -121,6 +121,7 @@ def test_rows_that_leave_and_enter_a_batch_say_what_they_say_alone(make_backend,
     assert backend.sample(PROMPTS, GREEDY, batch_size=8) == alone
 
 
+@pytest.mark.slow
 def test_a_batch_is_filled_up_when_rows_have_ended(make_backend):
     passes = []
     for model in (llama, without_cache):
@@ -341,6 +342,7 @@ def thinker():
     return TransformersBackend(*load_tiny("thinker"))
 
 
+@pytest.mark.slow
 def test_a_budget_closes_the_reasoning_of_every_row(thinker):
     prompts = [[{"role": "user", "content": f"{a}*13=?"}] for a in (12, 45, 67, 31, 28)]
     params = SamplingParams(temperature=0, max_tokens=40, thinking_token_budget=10)
@@ -349,6 +351,7 @@ def test_a_budget_closes_the_reasoning_of_every_row(thinker):
     assert [(c.trace.status, c.num_reasoning_tokens) for [c] in alone] == [("complete", 13)] * 5
 
 
+@pytest.mark.slow
 def test_a_budget_counts_the_reasoning_of_the_prefix(thinker):
     prompt, params = [{"role": "user", "content": "12*13=?"}], SamplingParams(temperature=0, thinking_token_budget=10)
     [[first]] = thinker.extend([prompt], [""], SamplingParams(temperature=0, max_tokens=6))
@@ -357,6 +360,7 @@ def test_a_budget_counts_the_reasoning_of_the_prefix(thinker):
     assert first.text + rest.text == whole.text
 
 
+@pytest.mark.slow
 def test_waits_prolong_the_reasoning(thinker):
     prompt = [{"role": "user", "content": "12*13=?"}]
     [[plain]], [[waited]] = (thinker.sample([prompt], SamplingParams(temperature=0, num_wait=n)) for n in (0, 1))

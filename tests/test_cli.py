@@ -47,6 +47,7 @@ def test_a_cut_off_answer_is_said_to_be_cut_off():
     )
 
 
+@pytest.mark.slow
 def test_chat_loads_an_adapter_from_a_folder(tmp_path):
     from think_tools.tiny import load_tiny
 
@@ -176,6 +177,7 @@ def test_eval_samples_and_its_file_is_evaluated_again_to_the_same_table(tmp_path
     assert "with these settings" in " ".join(refused.stderr.replace("│", " ").split())
 
 
+@pytest.mark.slow
 def test_eval_of_several_checkpoints_behind_a_server_draws_the_training(tmp_path):
     rows = [{"question": f"{n}+{n}?", "answer": str(2 * n)} for n in range(3)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")

@@ -156,6 +156,7 @@ def test_weights_of_one_are_trl_s_own_loss(train, settings):
         torch.testing.assert_close(weight, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("think", "answer"), [(1.0, 0.0), (0.0, 1.0), (0.1, 1.0), (3.0, 3.0)])
 def test_the_loss_is_the_weighed_mean_over_all_batches_of_a_step(train, think, answer):
     trainer = train(think_weight=think, answer_weight=answer, max_steps=1, learning_rate=0.0)
@@ -166,6 +167,7 @@ def test_the_loss_is_the_weighed_mean_over_all_batches_of_a_step(train, think, a
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_answer_weight_alone_is_training_on_the_answers_alone(train):
     answers = [
         (("2+2?",), (THOUGHT,), "\n\n4<|im_end|>"),
@@ -273,6 +275,7 @@ def test_the_answer_sees_the_question_only_through_the_reasoning(train, attentio
         torch.testing.assert_close(states[row, : ids.shape[1]], alone[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_staged_attention_trains_in_mixed_precision_and_counts_tokens(train, attention):
     ours = train(staged_attention=True, attention=attention, max_steps=1, bf16=True)

@@ -147,10 +147,13 @@ def train(trainer_name, tokenizer, model, folder, rewards, *, prompt=CHAT, writt
     return trainer, trainer.computed.tolist()
 
 
-RUNS = [(setup, "GRPOTrainer") for setup in SETUPS]
-# It takes no tools. The rewards get the same columns as in GRPO, so one set-up is enough for every day.
-RLOO = [setup for setup, (*_, tools, _, _) in SETUPS.items() if not tools]
-RUNS += [pytest.param(setup, "RLOOTrainer", marks=[pytest.mark.slow] if setup != "plain" else []) for setup in RLOO]
+# For every day one set-up of each trainer is enough; RLOO takes no tools.
+RUNS = [
+    pytest.param(setup, trainer_name, marks=[] if setup == "plain" else [pytest.mark.slow])
+    for setup, (*_, tools, _, _) in SETUPS.items()
+    for trainer_name in ("GRPOTrainer", "RLOOTrainer")
+    if not (tools and trainer_name == "RLOOTrainer")
+]
 
 
 @pytest.mark.parametrize("setup, trainer_name", RUNS)
@@ -181,6 +184,7 @@ def test_every_setup(setup, trainer_name, tokenizer, tiny_model, tmp_path):
     assert logged.get("think/prefilled", 0.0) == ("prefilled" in setup or "open" in setup)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("markers_are_special", [True, False])
 def test_another_familys_markers_need_no_configuration(markers_are_special, tokenizer, tiny_model, tmp_path):
     def to_seed(text):

@@ -424,6 +424,7 @@ def longer(messages, texts):
     return [len(text) / 1000 for text in texts]
 
 
+@pytest.mark.slow
 def test_the_embedded_model_is_searched(thinker):
     search_embedded(thinker, beam_search, verifier=longer, width=1)
 

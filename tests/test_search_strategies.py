@@ -323,6 +323,7 @@ def thinker():
     return TransformersBackend(*load_tiny("thinker"))
 
 
+@pytest.mark.slow
 def test_the_embedded_model_votes(thinker):
     row = {"prompt": [{"role": "user", "content": "12*13=?"}], "solution": "156"}
     params = SamplingParams(n=4, seed=0, max_tokens=300)

@@ -279,6 +279,7 @@ def test_grading_beside_an_event_loop(quick):
 
 
 def test_a_worker_that_somebody_killed_is_replaced(quick):
+    assert quick.grade([r"\binom{4}{2}"], ["6"]) == [True]  # one has work behind it, whatever ran before
     idle = [slot.worker for slot in quick._slots.queue if slot.worker]
     for worker in idle:
         os.kill(worker.process_id, 9)
